@@ -1,0 +1,32 @@
+# make demo   the quick experiments, one per seed, and their report at runs/report.html
+# make test   format, lint, types, import contracts, tests
+PYTHON ?= python3
+export PYTHON
+bin := .venv/bin
+
+.PHONY: demo test docs bench clean
+
+demo:
+	./scripts/setup lab
+	$(bin)/thalweg reproduce --headline --preset quick
+
+test:
+	./scripts/setup dev
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+	$(bin)/pytest -n 2
+
+docs:
+	./scripts/setup docs
+	$(bin)/sphinx-build -W --keep-going docs docs/_build
+
+bench:
+	./scripts/setup dev
+	$(bin)/python -m benchmarks.csgd_step
+	$(bin)/python -m benchmarks.training_step
+	$(bin)/python -m benchmarks.command_line
+
+clean:
+	rm -rf .venv runs docs/_build

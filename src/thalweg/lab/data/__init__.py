@@ -1,0 +1,1 @@
+"""Image sets by name, as tensors that live on the training device."""

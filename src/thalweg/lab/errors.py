@@ -1,0 +1,24 @@
+"""The one error a user can cause: a sentence saying what was given, what was expected, what to do. Exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["LabError"]
+
+
+class LabError(Exception):
+    """Bad input or a broken environment, told in one sentence; the command line prints it and exits with 2."""
+
+    @classmethod
+    def unknown(cls, kind: str, given: str, known: Iterable[str]) -> LabError:
+        """ "There is no `kind` called `given`", with the nearest known name.
+
+        >>> str(LabError.unknown("data set", "digit", ["digits", "mnist"]))
+        "there is no data set 'digit': did you mean 'digits'? Known: digits, mnist"
+        """
+        names = sorted(known)
+        near = difflib.get_close_matches(given, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return cls(f"there is no {kind} {given!r}: {hint}Known: {', '.join(names)}")
