@@ -13,7 +13,7 @@ class LabError(Exception):
 
     @classmethod
     def unknown(cls, kind: str, given: str, known: Iterable[str]) -> LabError:
-        """ "There is no `kind` called `given`", with the nearest known name.
+        """Say that there is no such thing, and name the nearest known one.
 
         >>> str(LabError.unknown("data set", "digit", ["digits", "mnist"]))
         "there is no data set 'digit': did you mean 'digits'? Known: digits, mnist"

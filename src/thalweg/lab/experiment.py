@@ -7,9 +7,9 @@
     SWEEP     {field: values}: what varies inside one study, and is compared by ``analyse``
     Config    a `Settings` model; each field's description names where its value comes from
     PRESETS   {"quick" | "laptop" | "paper": Preset}
-    run       (trial, log) -> {name: number}: one training run, one seed
+    run       (trial, log) -> Ending: one training run, one seed
     analyse   (study) -> Findings: tables, figures and claims
-    plan      optional: (settings, results) -> the settings still wanted, for grids that look at their own results
+    plan      optional: (settings, sweep, seeds, results) -> the settings wanted, for grids that look at results
 
 Experiment modules import torch inside ``run`` only: listing, tables and reports work without it.
 """
@@ -17,13 +17,14 @@ Experiment modules import torch inside ``run`` only: listing, tables and reports
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from thalweg.lab.claims import Claim
 from thalweg.lab.errors import LabError
@@ -53,7 +54,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    preset: str
+    preset: str = Field(description="the named size that the other values come from")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Preset:
     time: str
     seeds: int
     values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ``run`` returns: final numbers, how training ended (see `Result`), its seconds, its data's fingerprints."""
+
+    values: Mapping[str, float]
+    outcome: str = "finished"
+    seconds: float = 0.0
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,11 @@ class Result:
     seconds: float
     warnings: Sequence[str]
     environment: Mapping[str, Any]
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Epochs and the metric's values, where it was measured."""
+        rows = [row for row in self.rows if key in row]
+        return [row["epoch"] for row in rows], [row[key] for row in rows]
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,10 @@ class Study:
         """Results whose swept fields have these values, by seed."""
         hits = [r for r in self.results if all(getattr(r.config, key) == value for key, value in values.items())]
         return sorted(hits, key=lambda result: result.seed)
+
+    def by_seed(self, key: str, **values: Any) -> dict[int, float]:
+        """Seed -> final value of the results `where` finds; NaN for a run that did not survive."""
+        return {r.seed: r.values[key] if r.outcome == "finished" else math.nan for r in self.where(**values)}
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,9 @@ class Findings:
     notes: Sequence[str] = ()
 
 
+Plan = Callable[[Settings, Mapping[str, Sequence[Any]], Sequence[int], Sequence[Result]], Iterable[Settings]]
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An experiment module, checked."""
@@ -149,16 +172,24 @@ class Experiment:
     sweep: Mapping[str, tuple[Any, ...]]
     config: type[Settings]
     presets: Mapping[str, Preset]
-    run: Callable[..., dict[str, float]]
+    run: Callable[..., Ending]
     analyse: Callable[[Study], Findings]
-    plan: Callable[[Settings, Sequence[Result]], Iterable[Settings]] | None
+    plan: Plan | None
 
     def settings(self, preset: str, **overrides: Any) -> Settings:
         """The preset's values with ``overrides``, validated; swept fields take their first value."""
         if preset not in self.presets:
-            raise LabError(f"{self.name} has no preset {preset!r}: choose one of {', '.join(self.presets)}")
-        first = {key: values[0] for key, values in self.sweep.items()}
-        return self.config(**{"preset": preset, **first, **self.presets[preset].values, **overrides})
+            raise LabError.unknown(f"preset of {self.name}", preset, self.presets)
+        for key in overrides:
+            if key not in self.config.model_fields or key == "preset":
+                raise LabError.unknown(f"setting of {self.name}", key, {*self.config.model_fields, "seed"} - {"preset"})
+        first = {key: values[0] for key, values in self.sweep.items() if values}
+        try:
+            return self.config(**{"preset": preset, **first, **self.presets[preset].values, **overrides})
+        except ValidationError as error:
+            detail = error.errors()[0]
+            key = ".".join(map(str, detail["loc"])) or "settings"
+            raise LabError(f"{self.name}: {key}={detail['input']!r} is not accepted: {detail['msg']}") from error
 
 
 def experiment(name: str) -> Experiment:

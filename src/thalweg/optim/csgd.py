@@ -18,14 +18,14 @@ the largest Hessian eigenvalue and s the largest singular value of A (`stable_lr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-__all__ = ["CSGD", "Side", "reparam_direction", "reparam_groups", "stable_lr"]
+__all__ = ["CSGD", "Side", "direction_gain", "reparam_direction", "reparam_groups", "stable_lr"]
 
 Side = Literal["right", "left", "both", "balanced"]
 SIDES = ("right", "left", "both", "balanced")
@@ -44,8 +44,7 @@ def reparam_direction(weight: Tensor, grad: Tensor, *, side: Side = "right", dep
     ========  =====================================================  =======================================
 
     N = ``depth``. N = 1 is plain SGD; ``side="balanced"`` is the implicit step of a deep linear network (Arora, Cohen,
-    Hazan 2018) and costs one SVD. All sides are descent directions: <G, D> >= <G, G> but for ``balanced``, where
-    <G, D> >= 0.
+    Hazan 2018) and costs one SVD. To first order every side descends: <G, D> >= <G, G>, for ``balanced`` <G, D> >= 0.
 
     Args:
         weight: A: (m, n), or (b, m, n) for b independent matrices.
@@ -56,7 +55,7 @@ def reparam_direction(weight: Tensor, grad: Tensor, *, side: Side = "right", dep
             A - lr·D = (I - lr G Aᵀ)^{N-1} (A - lr G) on the right, and the mirror image on the left.
 
     Returns:
-        D, same shape as ``weight``.
+        D, same shape as ``weight``; ``grad`` itself where D = G.
 
     Raises:
         ValueError: unknown side, depth below 1, tensors that are not matrices of equal shape, or ``balanced`` with
@@ -68,10 +67,10 @@ def reparam_direction(weight: Tensor, grad: Tensor, *, side: Side = "right", dep
             [5., 0.]])
     """
     _check_family(side, depth, exact=bool(lr))
-    if weight.ndim < 2 or weight.shape != grad.shape:
+    if weight.ndim not in (2, 3) or weight.shape != grad.shape:
         raise ValueError(
-            f"reparam_direction needs a matrix and a gradient of the same shape, got {tuple(weight.shape)} and "
-            f"{tuple(grad.shape)}: reshape a convolution's weight to (out, in*k*k) first"
+            f"reparam_direction needs (m, n) or (b, m, n) and a gradient of the same shape, got {tuple(weight.shape)} "
+            f"and {tuple(grad.shape)}: reshape a convolution's weight to (out, in*k*k) first"
         )
     if side == "balanced":
         return _balanced_direction(weight, grad, depth)
@@ -101,29 +100,49 @@ def _balanced_direction(A: Tensor, G: Tensor, N: int) -> Tensor:
     """Σⱼ (A Aᵀ)^{(N-j)/N} G (Aᵀ A)^{(j-1)/N}, in the singular basis of A = U diag(s) Vᵀ."""
     if N == 1:
         return G
-    U, s, Vh = torch.linalg.svd(A, full_matrices=False)
-    power = s.pow(2 * (N - 1) / N).unsqueeze(-1)
-    D = U @ (power * (U.mT @ G)) + ((G @ Vh.mT) * power.mT) @ Vh  # j = 1 and j = N
+    dtype = torch.promote_types(A.dtype, torch.float32)  # there is no SVD in half precision
+    U, s, Vh = torch.linalg.svd(A.to(dtype), full_matrices=False)
+    UtG, GV = U.mT @ G.to(dtype), G.to(dtype) @ Vh.mT
+    r = s.pow(2 / N)
+    rows, columns = r.unsqueeze(-1), r.unsqueeze(-2)
+    D: Tensor = U @ (rows ** (N - 1) * UtG) + (GV * columns ** (N - 1)) @ Vh  # j = 1 and j = N
     if N > 2:
-        weights = sum(s.pow(2 * (N - j) / N).unsqueeze(-1) * s.pow(2 * (j - 1) / N).unsqueeze(-2) for j in range(2, N))
-        D = D + U @ (weights * (U.mT @ G @ Vh.mT)) @ Vh
-    return D
+        between = sum(rows ** (N - j) * columns ** (j - 1) for j in range(2, N))
+        D = D + U @ (between * (UtG @ Vh.mT)) @ Vh
+    return D.to(G.dtype)
 
 
-def stable_lr(curvature: float, s_max: float, *, depth: int = 2) -> float:
-    """Largest learning rate at which a CSGD step is sure to be stable: 2 / (h (1 + (N-1) s²)).
+def direction_gain(s_max: float, *, side: Side = "right", depth: int = 2) -> float:
+    """λ_max(P) of the linear P: G -> D: how many times longer than G the first-order direction can be.
+
+    With s the weight's largest singular value:
+    1 + (N-1) s² on the right or left, 1 + 2 (N-1) s² on both sides, N s^{2(N-1)/N} if balanced.
+
+    >>> direction_gain(2.0)
+    5.0
+    """
+    _check_family(side, depth, exact=False)
+    if side == "balanced":
+        return float(depth * s_max ** (2 * (depth - 1) / depth))
+    return 1.0 + (2 if side == "both" else 1) * (depth - 1) * s_max**2
+
+
+def stable_lr(curvature: float, s_max: float, *, side: Side = "right", depth: int = 2) -> float:
+    """Largest learning rate at which a CSGD step is sure to be stable: 2 / (h g), with g the `direction_gain`.
 
     Sharp for L = ||A - M||²/2 (h = 1); beyond it the loss may stay finite while the singular values explode.
 
     Args:
         curvature: h > 0, the largest eigenvalue of the loss Hessian.
         s_max: s >= 0, the largest singular value of the weight.
+        side: where the orthogonal factors stand, as for `reparam_direction`.
         depth: N of `reparam_direction`.
 
     >>> stable_lr(1.0, 2.0)
     0.4
     """
-    return 2.0 / (curvature * (1.0 + (depth - 1) * s_max**2))
+    gain = direction_gain(s_max, side=side, depth=depth)
+    return 2.0 / (curvature * gain) if gain else float("inf")
 
 
 class CSGD(Optimizer):
@@ -134,7 +153,7 @@ class CSGD(Optimizer):
     `reparam_direction`. Scalars and vectors (biases, normalization gains) get D = G: plain SGD, bit for bit.
 
         D ← reparam_direction(A, G + λA)           coupled weight decay λ (default): singular values shrink by s + s³
-        B ← μ B + (1 - dampening) D                momentum: the buffer holds *directions*, made with the A of their time
+        B ← μ B + (1 - dampening) D                momentum: B holds *directions*, each made with the A of its time
         A ← A - lr B                               or D + μ B for Nesterov
         A ← (1 - lr λ) A - lr B                    ``decoupled=True``: λ stays out of D, as AdamW's; shrink by s
 
@@ -213,7 +232,8 @@ class CSGD(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # torch's own addition, which CSGD's groups do not know
+                    group.setdefault(name, value)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -231,12 +251,12 @@ class CSGD(Optimizer):
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         if grad.is_sparse:
             raise RuntimeError("CSGD does not support sparse gradients")
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
         if group["maximize"]:
             grad = -grad
         if decay and not group["decoupled"]:
             grad = grad.add(param, alpha=decay)
-        direction = grad if param.ndim < 2 else _direction(param, grad, group)
+        direction = grad if param.ndim < 2 else _direction(param, grad, group, lr)
         if momentum:
             state = self.state[param]
             buffer = state.get("momentum_buffer")
@@ -250,23 +270,19 @@ class CSGD(Optimizer):
         param.add_(direction, alpha=-lr)
 
 
-def _direction(param: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+def _direction(param: Tensor, grad: Tensor, group: dict[str, Any], lr: float) -> Tensor:
     """`reparam_direction` of a parameter of any shape: (out, …) as one matrix, or as ``blocks`` of them."""
-    blocks = group["blocks"]
-    shape = (param.shape[0], -1) if blocks == 1 else (blocks, param.shape[0] // blocks, -1)
-    if param.numel() == 0:
-        return grad
-    direction = reparam_direction(
-        param.reshape(shape),
-        grad.reshape(shape),
-        side=group["side"],
-        depth=group["depth"],
-        lr=group["lr"] if group["exact"] else 0.0,
-    )
-    return direction.reshape(param.shape)
+    A, G, blocks = param, grad, group["blocks"]
+    if param.ndim > 2:
+        A, G = A.flatten(1), G.flatten(1)
+    if blocks > 1:
+        size = (blocks, A.shape[0] // blocks, A.shape[1])
+        A, G = A.reshape(size), G.reshape(size)
+    D = reparam_direction(A, G, side=group["side"], depth=group["depth"], lr=lr if group["exact"] else 0.0)
+    return D if D.ndim == param.ndim == 2 else D.reshape(param.shape)
 
 
-def reparam_groups(model: nn.Module, *, side: Literal["right", "left", "both"] = "right") -> list[dict[str, Any]]:
+def reparam_groups(model: nn.Module, *, side: Side = "right") -> list[dict[str, Any]]:
     """Parameter groups for `CSGD` in which every weight is seen as the matrices its layer applies.
 
     Grouped convolutions, attention's packed ``in_proj_weight`` and recurrent gates become ``blocks``; the weight of a
@@ -276,16 +292,16 @@ def reparam_groups(model: nn.Module, *, side: Literal["right", "left", "both"] =
     >>> [(group["blocks"], group["side"], len(group["params"])) for group in groups]
     [(1, 'right', 3), (2, 'right', 1)]
     """
-    mirrored = {"right": "left", "left": "right", "both": "both"}[side]
-    layout: dict[nn.Parameter, tuple[int, str]] = {}  # a shared parameter is laid out as where it first appears
+    mirror: dict[Side, Side] = {"right": "left", "left": "right"}
+    layout: dict[nn.Parameter, tuple[int, Side]] = {}  # a shared parameter is laid out as where it first appears
     for module in model.modules():
         for name, param in module.named_parameters(recurse=False):
             blocks, its_side = 1, side
             if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
-                blocks, its_side = module.groups, mirrored if module.transposed else side
+                blocks, its_side = module.groups, mirror.get(side, side) if module.transposed else side
             elif isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
                 blocks = 3
-            elif isinstance(module, nn.RNNBase) and name.startswith(("weight_ih", "weight_hh")):
+            elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and name.startswith(("weight_ih", "weight_hh")):
                 blocks = param.shape[0] // module.hidden_size
             layout.setdefault(param, (blocks, its_side) if param.ndim > 1 else (1, side))
     return [

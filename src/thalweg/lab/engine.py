@@ -1,0 +1,130 @@
+"""From trials to processes: joblib on this machine or a Ray cluster, submitit on Slurm. Existing engines only."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from thalweg.lab.errors import LabError
+from thalweg.lab.experiment import experiment
+from thalweg.lab.files import explained, write_atomic
+from thalweg.lab.plan import Request, trials
+from thalweg.lab.store import RunFolder, Store
+from thalweg.lab.trial import Outcome, execute
+
+__all__ = ["cores", "pursue", "unfinished_requests"]
+
+Report = Callable[[Sequence[RunFolder], Iterator[Outcome]], Iterable[Outcome]]
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def unfinished_requests(store: Store) -> list[Request]:
+    """Requests that were interrupted, oldest first."""
+    paths = sorted(store.requests.glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    return [Request.from_json(path.read_text()) for path in paths]
+
+
+def pursue(
+    requests: Sequence[Request],
+    store: Store,
+    *,
+    jobs: int,
+    engine: str = "local",
+    data_dir: str | None = None,
+    show: Report = lambda folders, outcomes: outcomes,
+) -> list[Outcome]:
+    """Run what the requests want until nothing is left to run, and return the attempts that failed.
+
+    Plans that look at their own results are asked again after every round. Runs that another process works on are
+    left to it and waited for at the end.
+    """
+    for wish in requests:
+        with explained(store.requests):
+            write_atomic(store.requests / wish.name, wish.to_json())
+    failures: dict[str, Outcome] = {}
+    busy: set[str] = set()
+    while True:
+        wanted = _wanted(requests, store)
+        pending = [folder for folder in wanted if folder.id not in failures]
+        free = [folder for folder in pending if folder.id not in busy]
+        batch = free or pending
+        if not batch:
+            break
+        outcomes = _map(batch, store, jobs=jobs, engine=engine, data_dir=data_dir, wait=not free)
+        busy.clear()
+        for outcome in show(batch, outcomes):
+            if outcome.kind in ("failed", "refused"):
+                failures[outcome.id] = outcome
+            elif outcome.kind == "busy":
+                busy.add(outcome.id)
+    if not failures:
+        for wish in requests:
+            (store.requests / wish.name).unlink(missing_ok=True)
+    store.refresh_cache()
+    return list(failures.values())
+
+
+def _wanted(requests: Sequence[Request], store: Store) -> list[RunFolder]:
+    """Folders of the trials that the requests want and that are not finished, each once."""
+    folders: dict[str, RunFolder] = {}
+    for wish in requests:
+        results = store.results(experiment(wish.experiment))
+        for trial in trials(wish, results):
+            folder = store.open(trial.point)
+            if folder.result() is None:
+                folders[folder.id] = folder
+    return list(folders.values())
+
+
+def _map(
+    folders: Sequence[RunFolder], store: Store, *, jobs: int, engine: str, data_dir: str | None, wait: bool
+) -> Iterator[Outcome]:
+    if engine == "slurm":
+        yield from _slurm(folders, store, jobs=jobs, data_dir=data_dir)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    if engine == "ray":
+        _register_ray()
+        config = parallel_config(backend="ray", n_jobs=jobs)
+    elif jobs == 1:
+        config = parallel_config(backend="sequential", n_jobs=1)
+    else:
+        config = parallel_config(backend="loky", n_jobs=min(jobs, len(folders)), inner_max_num_threads=1)
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        with config:
+            yield from Parallel(return_as="generator_unordered")(
+                delayed(execute)(str(store.path), folder.id, data_dir=data_dir, wait=wait) for folder in folders
+            )
+    except TerminatedWorkerError as error:
+        raise LabError(
+            "a worker process was killed from outside, perhaps for want of memory: go on with `thalweg resume --jobs 1`"
+        ) from error
+
+
+def _register_ray() -> None:
+    try:
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise LabError("the ray engine needs Ray: pip install 'thalweg[ray]'") from error
+    register_ray()
+
+
+def _slurm(folders: Sequence[RunFolder], store: Store, *, jobs: int, data_dir: str | None) -> Iterator[Outcome]:
+    """One Slurm job a trial, at most ``jobs`` at once; the run folders must lie on a shared file system."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise LabError("the slurm engine needs submitit: pip install 'thalweg[slurm]'") from error
+    executor = submitit.AutoExecutor(folder=str(store.path / "slurm"))
+    executor.update_parameters(slurm_array_parallelism=jobs, cpus_per_task=1, timeout_min=24 * 60)
+    task = functools.partial(execute, str(store.path), data_dir=data_dir, wait=True)
+    for job in executor.map_array(task, [folder.id for folder in folders]):
+        yield job.result()

@@ -1,0 +1,54 @@
+"""What a person sees while runs go on: a bar, and how far each running one has come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+from thalweg.lab.store import RunFolder
+from thalweg.lab.trial import Outcome
+
+__all__ = ["follow"]
+
+REFRESH = 0.5  # seconds between looks at the metrics files
+
+
+def follow(folders: Sequence[RunFolder], outcomes: Iterator[Outcome]) -> Iterable[Outcome]:
+    """Pass the outcomes on, drawing a progress bar on a terminal and printing a line a run elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    by_id = {folder.id: folder for folder in folders}
+    waiting = dict(by_id)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("runs", total=len(folders))
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.wait(REFRESH):
+                shares = {folder: folder.progress() for folder in list(waiting.values())}
+                running = [f"{describe(folder)} {share:.0%}" for folder, share in shares.items() if 0 < share < 1]
+                done = len(folders) - len(waiting) + sum(shares.values())
+                progress.update(bar, completed=int(done), description="; ".join(running[:2]) or "runs")
+
+        watcher = threading.Thread(target=look, daemon=True)
+        if console.is_terminal:
+            watcher.start()
+        try:
+            for count, outcome in enumerate(outcomes, 1):
+                waiting.pop(outcome.id, None)
+                progress.update(bar, completed=count)
+                if not console.is_terminal:
+                    console.print(f"[{count}/{len(folders)}] {describe(by_id[outcome.id])}: {outcome.kind}")
+                yield outcome
+        finally:
+            stop.set()
+
+
+def describe(folder: RunFolder) -> str:
+    """The experiment, its swept-looking settings and the seed, short enough for one line."""
+    config = folder.point["config"]
+    words = [f"{key}={config[key]}" for key in ("source", "optimizer", "lr") if key in config]
+    return " ".join([folder.point["experiment"], *words, f"seed={folder.point['seed']}"])
