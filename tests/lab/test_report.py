@@ -92,7 +92,7 @@ def test_it_says_everything():
         "Test errors after training",
         "seed 1 diverged",
         "Training error by epoch. The band is the range over seeds.",
-        "the learning rate is above 2 / (h (1 + s²)) (6 runs)",
+        "the learning rate is above 2 / (h (1 + s²)) (optimizer sgd, seed 0; ",
         "read as relative change of the training error",
         "seed 000, section 4.3: latent_dim",
         "thalweg run autoencoder-loss --preset quick lr=0.5",

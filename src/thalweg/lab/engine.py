@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from thalweg.lab.errors import LabError
@@ -89,6 +91,7 @@ def _map(
         return
     from joblib import Parallel, delayed, parallel_config
 
+    task: Callable[..., Outcome] = execute
     if engine == "ray":
         _register_ray()
         config = parallel_config(backend="ray", n_jobs=jobs)
@@ -96,17 +99,34 @@ def _map(
         config = parallel_config(backend="sequential", n_jobs=1)
     else:
         config = parallel_config(backend="loky", n_jobs=min(jobs, len(folders)), inner_max_num_threads=1)
+        task = functools.partial(_attended, os.getpid())
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
         with config:
             yield from Parallel(return_as="generator_unordered")(
-                delayed(execute)(str(store.path), folder.id, data_dir=data_dir, wait=wait) for folder in folders
+                delayed(task)(str(store.path), folder.id, data_dir=data_dir, wait=wait) for folder in folders
             )
     except TerminatedWorkerError as error:
         raise LabError(
             "a worker process was killed from outside, perhaps for want of memory: go on with `thalweg resume --jobs 1`"
         ) from error
+
+
+def _attended(parent: int, runs: str, run_id: str, *, data_dir: str | None, wait: bool) -> Outcome:
+    """`execute` in a worker process that ends when its parent does: an orphan would go on through the whole queue."""
+    _watch(parent)
+    return execute(runs, run_id, data_dir=data_dir, wait=wait)
+
+
+@functools.cache
+def _watch(parent: int) -> None:
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # nothing is lost: the run is resumed from its checkpoint
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def _register_ray() -> None:

@@ -181,7 +181,7 @@ class Experiment:
         if preset not in self.presets:
             raise LabError.unknown(f"preset of {self.name}", preset, self.presets)
         for key in overrides:
-            if key not in self.config.model_fields or key == "preset":
+            if key not in self.config.model_fields:
                 raise LabError.unknown(f"setting of {self.name}", key, {*self.config.model_fields, "seed"} - {"preset"})
         first = {key: values[0] for key, values in self.sweep.items() if values}
         try:

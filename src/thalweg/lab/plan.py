@@ -71,6 +71,8 @@ def _expand(key: str, part: str) -> list[Any]:
 def request(name: str, preset: str, words: Sequence[str] = ()) -> Request:
     """A checked request: unknown names and values that do not fit are refused before anything runs."""
     overrides = parse(words)
+    if "preset" in overrides:
+        raise LabError(f"the preset is an option: write --preset {overrides['preset'][0]}")
     asked = overrides.pop("seed", None)
     wanted = experiment(name)
     wanted.settings(preset)
@@ -87,7 +89,10 @@ def trials(wish: Request, results: Sequence[Result]) -> list[Trial]:
     """The trials a request wants, given the results so far; plain grids do not look at them."""
     wanted = experiment(wish.experiment)
     shared = {key: values for key, values in wish.overrides.items() if key not in wanted.sweep}
-    sweep = {key: tuple(wish.overrides.get(key, values)) for key, values in wanted.sweep.items()}
+    sweep = {
+        key: [getattr(wanted.settings(wish.preset, **{key: value}), key) for value in wish.overrides.get(key, values)]
+        for key, values in wanted.sweep.items()
+    }
     found: list[Trial] = []
     for combination in itertools.product(*shared.values()):
         base = wanted.settings(wish.preset, **dict(zip(shared, combination, strict=True)))

@@ -184,9 +184,14 @@ class _Section:
         ]
 
     @property
-    def warnings(self) -> list[tuple[str, int]]:
-        """Each warning once, with the number of runs that gave it."""
-        return list(Counter(text for run in self.study.results for text in dict.fromkeys(run.warnings)).items())
+    def warnings(self) -> list[tuple[str, str]]:
+        """Each warning once, with the runs that gave it."""
+        givers: dict[str, list[str]] = {}
+        for run in self.study.results:
+            values = [f"{key} {getattr(run.config, key)}" for key in self.study.experiment.sweep]
+            for text in dict.fromkeys(run.warnings):
+                givers.setdefault(text, []).append(", ".join([*values, f"seed {run.seed}"]))
+        return [(text, "; ".join(who)) for text, who in givers.items()]
 
     @property
     def runs(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ Folders are the truth. signac's cache of state points only speeds up queries; de
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -134,6 +135,7 @@ class Store:
         with explained(self.path):
             self._project = signac.init_project(str(self.path))
             self.requests.mkdir(exist_ok=True)
+            self._drop_broken_cache()
 
     @property
     def requests(self) -> Path:
@@ -189,16 +191,19 @@ class Store:
                 shutil.rmtree(folder.path)
 
     def refresh_cache(self) -> None:
-        """Bring signac's cache of state points up to date; a broken one is made anew."""
+        """Bring signac's cache of state points up to date."""
         from filelock import FileLock
 
-        cache = Path(self._project.fn(self._project.FN_CACHE))
         with FileLock(self.path / ".signac" / "cache.lock"):
-            try:
-                self._project.update_cache()
-            except (OSError, EOFError, ValueError):
-                cache.unlink(missing_ok=True)
-                self._project.update_cache()
+            self._project.update_cache()
+
+    def _drop_broken_cache(self) -> None:
+        cache = Path(self._project.fn(self._project.FN_CACHE))
+        try:
+            if cache.exists():
+                json.loads(gzip.decompress(cache.read_bytes()))
+        except (OSError, EOFError, ValueError):
+            cache.unlink(missing_ok=True)  # signac would refuse every query; it is rebuilt by `refresh_cache`
 
     def _ids(self) -> list[str]:
         workspace = Path(self._project.workspace)

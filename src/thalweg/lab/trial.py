@@ -75,7 +75,7 @@ class Log:
 
     def rewind(self, mark: int) -> None:
         """Drop what was written after ``mark``: a resumed run writes it again."""
-        if self._path.exists():
+        if self.mark() > mark:
             with open(self._path, "r+b") as file:
                 file.truncate(mark)
 
@@ -141,6 +141,8 @@ def _attempt(folder: RunFolder, data_dir: Path | None) -> Outcome:
 
 
 def _run(run_experiment: Experiment, trial: Trial, folder: RunFolder) -> None:
+    for litter in folder.path.glob(".*.part"):  # of an attempt that was killed while it wrote
+        litter.unlink()
     log = Log(folder)
     if not folder.checkpoint.exists():
         log.rewind(0)

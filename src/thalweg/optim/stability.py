@@ -11,7 +11,7 @@ Beyond the first the loss may stay finite while the singular values explode, bec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def step_stability(
 ) -> StepStability:
     """Measure the stability of the step that ``optimizer`` would take on ``loss``.
 
-    Costs ``2·steps`` Hessian-vector products and one singular value decomposition per matrix.
+    Costs ``2·steps`` Hessian-vector products (twice that where the loss bends down more than up) and one singular value decomposition per matrix.
 
     Args:
         loss: a scalar with its graph, twice differentiable in the optimizer's parameters.
@@ -78,11 +78,20 @@ def step_stability(
         return _flat([_moved(*owner, product) for owner, product in zip(owners, hessian(v), strict=True)])
 
     start = torch.randn(sum(sizes), generator=generator, dtype=params[0].dtype).to(params[0].device)
-    curvature, _ = power_iteration(lambda v: _flat(hessian(v)), start, steps=steps)
-    sharpness, _ = power_iteration(step, start, steps=steps)
+    curvature = _largest_eigenvalue(lambda v: _flat(hessian(v)), start, steps)
+    sharpness = _largest_eigenvalue(step, start, steps)
     s_max = {param: largest_singular_value(param) for param in params if param.ndim > 1}
     longest = max(float(group["lr"]) * _gain(param, group, s_max) for param, group in owners)
     return StepStability(tuple(s_max.values()), curvature, sharpness, longest * curvature)
+
+
+def _largest_eigenvalue(matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> float:
+    """λ_max rather than the eigenvalue of largest modulus, which is negative where the loss bends down more than up."""
+    value, _ = power_iteration(matvec, start, steps=steps)
+    if value >= 0:
+        return value
+    shifted, _ = power_iteration(lambda v: matvec(v) - value * v, start, steps=steps)
+    return value + shifted
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def analyse(study: Study) -> Findings:
             Picture(
                 "sharpness",
                 "How close each step is to instability",
-                curves(_series(study, "sharpness"), xlabel="epoch", ylabel="λ_max(lr P H)", logy=True),
+                curves(_series(study, "sharpness"), xlabel="epoch", ylabel="sharpness λ(lr P H)"),
                 "Top eigenvalue of learning rate x preconditioner P x Hessian H (P = I for SGD); from 2 on a step is "
                 "unstable. At the same learning rate CSGD takes the longer steps.",
             ),
