@@ -47,7 +47,8 @@ def step_stability(
 ) -> StepStability:
     """Measure the stability of the step that ``optimizer`` would take on ``loss``.
 
-    Costs ``2·steps`` Hessian-vector products (twice that where the loss bends down more than up) and one singular value decomposition per matrix.
+    Costs ``2·steps`` Hessian-vector products, twice that where the loss bends down more than up, and one singular value
+    decomposition per matrix.
 
     Args:
         loss: a scalar with its graph, twice differentiable in the optimizer's parameters.
