@@ -157,12 +157,15 @@ def test_looking_does_not_import_torch(lab: Path, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_doctor_and_data_list_have_a_row_for_everything(thalweg: Command) -> None:
+def test_doctor_and_data_list_have_a_row_for_everything(thalweg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = thalweg("doctor", "--json")
     rows = {row["what"]: row for row in json.loads(out)}
     assert code == 0
     assert rows["torch"]["state"][0].isdigit()
     assert rows["data: fashion-mnist"]["state"] == "not found"
     assert "thalweg data fetch fashion-mnist" in rows["data: fashion-mnist"]["cure"]
+    monkeypatch.setattr("thalweg.lab.doctor.find_spec", lambda name: None)
+    assert "pip install 'thalweg[ray]'" in thalweg("doctor")[1]
     code, out, _ = thalweg("data", "list", "--json")
     assert {row["data set"] for row in json.loads(out)} >= {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100"}

@@ -130,13 +130,16 @@ def status(
     runs: Annotated[bool, typer.Option("--runs", help="A line for every run.")] = False, as_json: AsJson = False
 ) -> None:
     """How many runs of each experiment are finished, running, interrupted, failed."""
+    from thalweg.lab.progress import describe
     from thalweg.lab.store import Store
 
     folders = [(folder, folder.state()) for folder in Store(create=False).folders()]
     if runs:
         rows: list[dict[str, Any]] = [
-            {"run": folder.id, "experiment": folder.point["experiment"], "state": state, "seed": folder.point["seed"]}
-            | {"settings": folder.point["config"]}
+            {"run": folder.id, "state": state, **folder.point}
+            if as_json
+            else {"run": folder.id[:12], "state": state, "preset": folder.point["config"]["preset"]}
+            | {"settings": describe(folder)}
             for folder, state in folders
         ]
     else:
@@ -154,13 +157,13 @@ def table(
     name: Annotated[str, typer.Argument(help="An experiment.")],
     style: Annotated[TableStyle, typer.Option("--format", help="How to write it.")] = "text",
 ) -> None:
-    """Print the tables of an experiment's finished runs."""
-    from thalweg.lab.tables import render
+    """Print the tables of an experiment's finished runs, the last one with its claims and their verdicts."""
+    from thalweg.lab.tables import claims_table, render
 
     for study, findings in _findings(name):
         if style in ("text", "markdown"):
             print(f"\n{_heading(study)}\n")
-        for entry in findings.tables:
+        for entry in [*findings.tables, claims_table(findings.claims)]:
             print(render(entry, style))
 
 
@@ -321,11 +324,14 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    grid = Table(box=None, pad_edge=False)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    grid = Table(*columns, box=None, pad_edge=False)
+    for column in columns:
+        grid.add_column(column, overflow="fold")  # a path that is cut off cannot be copied
     for row in rows:
-        grid.add_row(*(_cell(row.get(column, "")) for column in columns))
+        grid.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))  # Text: brackets are not markup
     Console().print(grid)
 
 

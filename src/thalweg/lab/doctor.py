@@ -6,6 +6,8 @@ import os
 from importlib import metadata
 from importlib.util import find_spec
 
+import thalweg
+
 __all__ = ["examine"]
 
 PARTS = {"lightning_fabric": "lab", "skimage": "lab", "pooch": "lab", "ray": "ray", "submitit": "slurm"}
@@ -13,7 +15,7 @@ PARTS = {"lightning_fabric": "lab", "skimage": "lab", "pooch": "lab", "ray": "ra
 
 def examine() -> list[dict[str, str]]:
     """One row per thing looked at: what it is, how it stands, and the cure where it does not stand well."""
-    return [_torch(), _devices(), _threads(), _torchvision(), *_parts(), *_data()]
+    return [_row("thalweg", thalweg.__version__), _torch(), _devices(), _threads(), _torchvision(), *_parts(), *_data()]
 
 
 def _row(what: str, state: str, cure: str = "") -> dict[str, str]:

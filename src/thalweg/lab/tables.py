@@ -12,13 +12,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from thalweg.lab.claims import Claim
 from thalweg.lab.errors import LabError
 from thalweg.lab.experiment import Result, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["STYLES", "Style", "cells", "mean_std", "numeric", "render"]
+__all__ = ["STYLES", "Style", "cells", "claims_table", "mean_std", "numeric", "render"]
 
 Style = Literal["text", "markdown", "csv", "latex", "json"]
 STYLES: tuple[Style, ...] = ("text", "markdown", "csv", "latex", "json")
@@ -122,6 +123,25 @@ def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NOTHING
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """The verdicts as a table: effects with their 95% intervals, and what each effect is."""
+    import pandas as pd
+
+    rows = [
+        {
+            "claim": claim.text,
+            "verdict": claim.verdict,
+            "effect, 95% interval": claim.measured,
+            "effect is": claim.unit,
+            "seeds": claim.seeds,
+            "printed": claim.printed,
+            "remark": claim.reason,
+        }
+        for claim in claims
+    ]
+    return Table("Claims", pd.DataFrame(rows))
 
 
 def render(table: Table, style: Style, *, width: int | None = None) -> str:
