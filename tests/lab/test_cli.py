@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from thalweg import __version__
 from thalweg.lab.cli import main
+from thalweg.lab.experiment import experiment
 from thalweg.lab.store import Store
 
 Command = Callable[..., tuple[int, str, str]]
@@ -34,7 +36,7 @@ def test_run_then_every_way_to_look_at_it(thalweg: Command, lab: Path, tmp_path:
     assert code == 0
     assert "Small is small." in out
     assert re.search(r"errors\n\s+x +error +seeds", out)
-    assert err.count(": done") == 4
+    assert err.count(": finished") == 4
 
     code, out, err = thalweg("run", "toy", "--jobs", "1")
     assert (code, err) == (0, "")  # a finished run is never run again
@@ -52,10 +54,15 @@ def test_run_then_every_way_to_look_at_it(thalweg: Command, lab: Path, tmp_path:
     code, out, _ = thalweg("run", "toy", "--json")
     (claim,) = json.loads(out)
     assert (claim["text"], claim["seeds"], claim["preset"]) == ("Small is small.", 2, "quick")
+    thalweg("run", "toy", "epochs=3", "seed=0", "--jobs", "1")
+    assert [claim["changes"] for claim in json.loads(thalweg("run", "toy", "--json")[1])] == [{}]
+    assert thalweg("rm", Store().results(experiment("toy"))[0].id, "--yes")[0] == 0
+    assert thalweg("run", "toy", "--jobs", "2")[0] == 0  # one run is left for two jobs
+    thalweg("run", "toy", "epochs=3", "seed=0", "--jobs", "1")
 
     run_id = Store().folders()[0].id
     assert thalweg("rm", run_id[:10], "--yes")[:2] == (0, "deleted 1 runs\n")
-    assert thalweg("rm", "toy", "--yes")[:2] == (0, "deleted 3 runs\n")
+    assert thalweg("rm", "toy", "--yes")[:2] == (0, "deleted 5 runs\n")
     assert Store().folders() == []
 
 
@@ -72,15 +79,24 @@ def test_figures_are_written_one_file_each(thalweg: Command, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["run", "toi"], "there is no experiment 'toi': did you mean 'toy'? Known: csgd-autoencoder, csgd-fair, toy"),
-        (["run", "toy", "y=1"], "there is no setting of toy 'y': Known: epochs, how, seed, x"),
+        (
+            ["run", "toi"],
+            "there is no experiment called 'toi', did you mean 'toy'? Known: csgd-autoencoder, csgd-fair, toy",
+        ),
+        (["run", "toy", "y=1"], "there is no setting of toy called 'y'. Known: x, how, epochs, seed"),
         (["run", "toy", "x=-1"], "toy: x='-1' is not accepted: Input should be greater than 0"),
         (["run", "toy", "x"], "'x' is not a setting: write key=value, key=value1,value2 or key=first:end"),
-        (["run", "toy", "-p", "quik"], "there is no preset of toy 'quik': did you mean 'quick'? Known: paper, quick"),
-        (["reproduce", "-p", "quik"], "there is no preset 'quik': did you mean 'quick'? Known: laptop, paper, quick"),
+        (
+            ["run", "toy", "-p", "quik"],
+            "there is no preset of toy called 'quik', did you mean 'quick'? Known: quick, paper",
+        ),
+        (
+            ["reproduce", "-p", "quik"],
+            "there is no preset called 'quik', did you mean 'quick'? Known: quick, laptop, paper",
+        ),
         (["status"], "start some with `thalweg run`, or set THALWEG_RUNS"),
         (["rm", "abc"], "there are no runs in"),
-        (["data", "fetch", "digit"], "there is no data set 'digit': did you mean 'digits'?"),
+        (["data", "fetch", "digit"], "there is no data set called 'digit', did you mean 'digits'?"),
         (["data", "verify", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
     ],
 )
@@ -101,7 +117,7 @@ def test_unknown_options_exit_with_2(thalweg: Command) -> None:
 def test_a_failed_run_exits_with_1_keeps_the_others_and_resumes(thalweg: Command, lab: Path) -> None:
     code, _out, err = thalweg("run", "toy", "how=crash,well", "seed=0", "--jobs", "1")
     assert code == 1
-    assert "ZeroDivisionError: a bug (details in " in err
+    assert "1 run failed: ZeroDivisionError: a bug (details in " in err
     failed = [folder for folder in Store().folders() if folder.state() == "failed"]
     assert len(failed) == 2
     assert "Traceback" in failed[0].error.read_text()
@@ -114,6 +130,27 @@ def test_a_failed_run_exits_with_1_keeps_the_others_and_resumes(thalweg: Command
     assert {folder.state() for folder in Store().folders()} == {"finished"}
     assert not failed[0].error.exists()
     assert thalweg("resume")[:2] == (0, "nothing was interrupted\n")
+
+
+def test_what_was_deleted_is_not_resumed(thalweg: Command) -> None:
+    assert thalweg("run", "toy", "how=refuse", "seed=0", "--jobs", "1")[0] == 2
+    assert thalweg("rm", "toy", "--yes")[0] == 0
+    assert thalweg("resume")[:2] == (0, "nothing was interrupted\n")
+
+
+def test_data_are_asked_for_once_and_before_anything_starts(thalweg: Command, lab: Path) -> None:
+    code, _, err = thalweg("run", "csgd-fair", "data=foo")
+    assert (code, err.count("there is no data set called 'foo'")) == (2, 1)
+    assert Store().folders() == []
+    assert thalweg("resume")[1] == "nothing was interrupted\n"
+
+
+def test_nothing_to_show_is_said(thalweg: Command) -> None:
+    Store()
+    code, _, err = thalweg("table", "csgd-fair")
+    assert (code, "csgd-fair has no finished runs: start some with `thalweg run csgd-fair`" in err) == (2, True)
+    assert "there are no files to verify" in thalweg("data", "verify", "digits")[1]
+    assert thalweg("--version")[:2] == (0, f"thalweg {__version__}\n")
 
 
 def test_divergence_is_a_result(thalweg: Command) -> None:
@@ -144,7 +181,7 @@ def test_reproduce_runs_every_experiment_of_the_preset_then_reports(
     assert thalweg("reproduce", "--headline")[0] == 2  # the toy is no seed's headline
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["status"], ["table", "toy"], ["report"], ["data", "list"]])
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["status"], ["report"], ["data", "list"]])
 def test_looking_does_not_import_torch(lab: Path, words: list[str]) -> None:
     Store()
     program = (

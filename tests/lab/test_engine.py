@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,9 +63,14 @@ def _config() -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_slurm_goes_through_submitit_which_falls_back_to_local_processes(lab: Path) -> None:
+def test_slurm_goes_through_submitit_which_falls_back_to_local_processes(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("submitit")
     store = Store()
+    with pytest.raises(LabError, match="no sbatch here"):
+        pursue([request("toy", "quick", ["seed=0"])], store, jobs=2, engine="slurm")
+    monkeypatch.setattr("thalweg.lab.engine.shutil", SimpleNamespace(which=str))  # submitit itself must not see one
     assert pursue([request("toy", "quick", ["seed=0"])], store, jobs=2, engine="slurm") == []
     assert states(store) == ["finished", "finished"]
 

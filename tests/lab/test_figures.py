@@ -143,5 +143,5 @@ def test_a_picture_is_saved_as_svg_or_png(tmp_path):
         save(picture, tmp_path / f"loss.{ending}")
     assert ElementTree.parse(tmp_path / "loss.svg").getroot().get("font-family") == "sans-serif"
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(LabError, match="no figure format 'jpg'"):
+    with pytest.raises(LabError, match="no figure format called 'jpg'"):
         save(picture, tmp_path / "loss.jpg")

@@ -36,9 +36,9 @@ def test_words_that_are_no_settings(words: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     ("name", "preset", "words", "says"),
     [
-        ("csgd-autoencodr", "quick", [], "no experiment 'csgd-autoencodr': did you mean 'csgd-autoencoder'"),
-        ("csgd-fair", "quik", [], "no preset of csgd-fair 'quik': did you mean 'quick'"),
-        ("csgd-fair", "quick", ["epoch=3"], "no setting of csgd-fair 'epoch': did you mean 'epochs'"),
+        ("csgd-autoencodr", "quick", [], "no experiment called 'csgd-autoencodr', did you mean 'csgd-autoencoder'"),
+        ("csgd-fair", "quik", [], "no preset of csgd-fair called 'quik', did you mean 'quick'"),
+        ("csgd-fair", "quick", ["epoch=3"], "no setting of csgd-fair called 'epoch', did you mean 'epochs'"),
         ("csgd-fair", "quick", ["preset=paper"], "the preset is an option: write --preset paper"),
         ("csgd-fair", "quick", ["epochs=many"], "epochs='many' is not accepted: .*valid integer"),
         ("csgd-fair", "quick", ["lr=-1"], "lr='-1' is not accepted: .*greater than 0"),

@@ -45,7 +45,7 @@ def test_all_runs_lost():
 
 
 def test_an_unknown_value_is_refused_with_the_nearest():
-    with pytest.raises(LabError, match="no value 'msse': did you mean 'mse'"):
+    with pytest.raises(LabError, match="no value called 'msse', did you mean 'mse'"):
         mean_std(results(1.0), ["optimizer"], ["msse"])
 
 
@@ -103,5 +103,5 @@ def test_an_index_with_a_name_is_a_column():
 
 
 def test_an_unknown_style_is_refused():
-    with pytest.raises(LabError, match="no table style 'html'"):
+    with pytest.raises(LabError, match="no table style called 'html'"):
         render(TABLE, "html")

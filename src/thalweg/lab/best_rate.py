@@ -101,7 +101,7 @@ def losses_by_rate(study: Study, optimizer: str) -> list[tuple[list[float], list
 
 
 def grid_table(study: Study, names: Mapping[str, str]) -> pd.DataFrame:
-    """Mean final training loss, optimizers by rates; a † for every lost run."""
+    """Mean final training loss, learning rates by optimizers; a † for every lost run."""
     import pandas as pd
 
     def cell(runs: Sequence[Result]) -> str:
@@ -111,5 +111,5 @@ def grid_table(study: Study, names: Mapping[str, str]) -> pd.DataFrame:
 
     present = [name for name in names if study.where(optimizer=name)]
     rates = sorted({lr for _, lr in map(_place, study.results)})
-    rows = [[names[name], *(cell(study.where(optimizer=name, lr=lr)) for lr in rates)] for name in present]
-    return pd.DataFrame(rows, columns=["optimizer", *(f"{lr:g}" for lr in rates)])
+    rows = [[f"{lr:g}", *(cell(study.where(optimizer=name, lr=lr)) for name in present)] for lr in rates]
+    return pd.DataFrame(rows, columns=["learning rate", *(names[name] for name in present)])

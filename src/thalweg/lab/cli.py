@@ -9,6 +9,7 @@ import errno
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+import thalweg
 from thalweg.lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="A laboratory for the geometry of neural-network training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,6 +54,21 @@ def main() -> NoReturn:
             raise
         print("thalweg: the disk is full: free some space, then run `thalweg resume`", file=sys.stderr)
     sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"thalweg {thalweg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A laboratory for the geometry of neural-network training."""
 
 
 @app.command("list")
@@ -88,8 +104,9 @@ def run(
     """Run one experiment and print its findings; finished runs are never run again."""
     from thalweg.lab.plan import request
 
-    _pursue([request(name, preset, settings or [])], jobs, engine, data_dir)
-    _show(name, as_json)
+    wish = request(name, preset, settings or [])
+    _pursue([wish], jobs, engine, data_dir)
+    _show(wish, as_json)
 
 
 @app.command()
@@ -107,7 +124,9 @@ def reproduce(
     found = [experiment(name) for name in experiment_names()]
     wanted = [entry for entry in found if (entry.headline or not headline) and preset in entry.presets]
     if not wanted:
-        raise LabError.unknown("preset", preset, {name for entry in found for name in entry.presets})
+        raise LabError.unknown(
+            "preset called", preset, dict.fromkeys(name for entry in found for name in entry.presets)
+        )
     _pursue([request(entry.name, preset) for entry in wanted], jobs, engine, data_dir)
     report()
 
@@ -196,7 +215,7 @@ def report() -> None:
     from thalweg.lab.store import Store
 
     store = Store(create=False)
-    present = {folder.point["experiment"] for folder in store.folders()}
+    present = {folder.point["experiment"] for folder in store.folders() if folder.result() is not None}
     entries = [entry for name in experiment_names() if name in present for entry in _findings(name)]
     path = store.path / "report.html"
     with explained(path):
@@ -209,7 +228,8 @@ def rm(
     which: Annotated[list[str], typer.Argument(help="Run ids (or their beginnings), or names of experiments.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete runs."""
+    """Delete runs; an experiment's name deletes all of its runs and what was asked for but not done."""
+    from thalweg.lab.engine import unfinished_requests
     from thalweg.lab.experiment import experiment_names
     from thalweg.lab.store import Store
 
@@ -219,6 +239,9 @@ def rm(
     if folders and not yes:
         typer.confirm(f"Delete {len(folders)} runs?", abort=True)
     store.remove(folders)
+    for wish in unfinished_requests(store):
+        if wish.experiment in which:
+            store.forget(wish.name)
     print(f"deleted {len(folders)} runs")
 
 
@@ -253,7 +276,7 @@ def data_verify(name: str, data_dir: DataDir = None, as_json: AsJson = False) ->
     from thalweg.lab.data.catalogue import verify
 
     rows = verify(name, data_dir)
-    _print(rows, as_json)
+    _print(rows or [{"data set": name, "state": "comes with a package: there are no files to verify"}], as_json)
     if any(row["state"].startswith("wrong") for row in rows):
         raise typer.Exit(1)
 
@@ -270,10 +293,11 @@ def _pursue(requests: Sequence[Request], jobs: int | None, engine: str, data_dir
     except KeyboardInterrupt:
         print("interrupted: nothing is lost, `thalweg resume` goes on", file=sys.stderr)
         raise typer.Exit(1) from None
-    for failure in failures:
-        print(f"run {failure.id}: {failure.message}", file=sys.stderr)
-    if refused := [failure for failure in failures if failure.kind == "refused"]:
-        raise LabError(refused[0].message)
+    messages = {kind: [one.message for one in failures if one.kind == kind] for kind in ("failed", "refused")}
+    for message, count in Counter(messages["failed"]).items():
+        print(f"{count} run{'s' if count > 1 else ''} failed: {message}", file=sys.stderr)
+    if refused := messages["refused"]:
+        raise LabError("; ".join(dict.fromkeys(refused)))
     if failures:
         raise typer.Exit(1)
 
@@ -284,7 +308,10 @@ def _findings(name: str) -> list[tuple[Study, Findings]]:
     from thalweg.lab.store import Store
 
     wanted = experiment(name)
-    return [(study, wanted.analyse(study)) for study in studies(wanted, Store(create=False).results(wanted))]
+    found = studies(wanted, Store(create=False).results(wanted))
+    if not found:
+        raise LabError(f"{name} has no finished runs: start some with `thalweg run {name}`")
+    return [(study, wanted.analyse(study)) for study in found]
 
 
 def _environment(entries: Sequence[tuple[Study, Findings]]) -> dict[str, str]:
@@ -297,12 +324,19 @@ def _environment(entries: Sequence[tuple[Study, Findings]]) -> dict[str, str]:
     return {key: ", ".join(values) for key, values in seen.items()}
 
 
-def _show(name: str, as_json: bool) -> None:
+def _show(wish: Request, as_json: bool) -> None:
+    """The findings of the studies that a request is a part of."""
+    from thalweg.lab.plan import bases
     from thalweg.lab.tables import render
 
-    found = _findings(name)
+    asked = bases(wish)
+    found = [(study, findings) for study, findings in _findings(wish.experiment) if study.settings in asked]
     if as_json:
-        claims = [asdict(claim) | {"preset": study.preset} for study, findings in found for claim in findings.claims]
+        claims = [
+            {"experiment": wish.experiment, "preset": study.preset, "changes": study.changes, **asdict(claim)}
+            for study, findings in found
+            for claim in findings.claims
+        ]
         print(json.dumps(claims, indent=1))
         return
     for study, findings in found:
@@ -310,7 +344,10 @@ def _show(name: str, as_json: bool) -> None:
         for entry in findings.tables:
             print(render(entry, "text"))
         for claim in findings.claims:
-            print(f"{claim.verdict:>9}  {claim.text}\n           {claim.reading}")
+            because = f" ({claim.reason})" if claim.reason else ""
+            print(f"{claim.verdict:>9}  {claim.text}\n           {claim.reading}{because}")
+        for note in findings.notes:
+            print(f"note: {note}")
 
 
 def _heading(study: Study) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,7 @@ def pursue(
     Plans that look at their own results are asked again after every round. Runs that another process works on are
     left to it and waited for at the end.
     """
+    _supply_data(requests, data_dir)
     for wish in requests:
         with explained(store.requests):
             write_atomic(store.requests / wish.name, wish.to_json())
@@ -66,9 +68,18 @@ def pursue(
                 busy.add(outcome.id)
     if not failures:
         for wish in requests:
-            (store.requests / wish.name).unlink(missing_ok=True)
+            store.forget(wish.name)
     store.refresh_cache()
     return list(failures.values())
+
+
+def _supply_data(requests: Sequence[Request], data_dir: str | None) -> None:
+    """Find or download every data set before anything starts: one message and one download, not one a run."""
+    from thalweg.lab.data.catalogue import fetch
+
+    configs = [trial.config.model_dump() for wish in requests for trial in trials(wish, ())]
+    for name in dict.fromkeys(config["data"] for config in configs if "data" in config):
+        fetch(name, data_dir=data_dir)
 
 
 def _wanted(requests: Sequence[Request], store: Store) -> list[RunFolder]:
@@ -92,13 +103,14 @@ def _map(
     from joblib import Parallel, delayed, parallel_config
 
     task: Callable[..., Outcome] = execute
+    workers = min(jobs, len(folders))
     if engine == "ray":
         _register_ray()
         config = parallel_config(backend="ray", n_jobs=jobs)
-    elif jobs == 1:
+    elif workers == 1:
         config = parallel_config(backend="sequential", n_jobs=1)
     else:
-        config = parallel_config(backend="loky", n_jobs=min(jobs, len(folders)), inner_max_num_threads=1)
+        config = parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1)
         task = functools.partial(_attended, os.getpid())
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -143,6 +155,8 @@ def _slurm(folders: Sequence[RunFolder], store: Store, *, jobs: int, data_dir: s
         import submitit
     except ImportError as error:
         raise LabError("the slurm engine needs submitit: pip install 'thalweg[slurm]'") from error
+    if shutil.which("sbatch") is None:
+        raise LabError("the slurm engine needs Slurm, but there is no sbatch here: run this on a login node")
     executor = submitit.AutoExecutor(folder=str(store.path / "slurm"))
     executor.update_parameters(slurm_array_parallelism=jobs, cpus_per_task=1, timeout_min=24 * 60)
     task = functools.partial(execute, str(store.path), data_dir=data_dir, wait=True)

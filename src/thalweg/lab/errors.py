@@ -15,10 +15,10 @@ class LabError(Exception):
     def unknown(cls, kind: str, given: str, known: Iterable[str]) -> LabError:
         """Say that there is no such thing, and name the nearest known one.
 
-        >>> str(LabError.unknown("data set", "digit", ["digits", "mnist"]))
-        "there is no data set 'digit': did you mean 'digits'? Known: digits, mnist"
+        >>> str(LabError.unknown("data set called", "digit", ["digits", "mnist"]))
+        "there is no data set called 'digit', did you mean 'digits'? Known: digits, mnist"
         """
-        names = sorted(known)
+        names = list(known)
         near = difflib.get_close_matches(given, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return cls(f"there is no {kind} {given!r}: {hint}Known: {', '.join(names)}")
+        hint = f", did you mean {near[0]!r}? " if near else ". "
+        return cls(f"there is no {kind} {given!r}{hint}Known: {', '.join(names)}")

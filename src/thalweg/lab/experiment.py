@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "Ending",
     "Experiment",
     "Findings",
     "Picture",
@@ -179,10 +180,11 @@ class Experiment:
     def settings(self, preset: str, **overrides: Any) -> Settings:
         """The preset's values with ``overrides``, validated; swept fields take their first value."""
         if preset not in self.presets:
-            raise LabError.unknown(f"preset of {self.name}", preset, self.presets)
+            raise LabError.unknown(f"preset of {self.name} called", preset, self.presets)
         for key in overrides:
             if key not in self.config.model_fields:
-                raise LabError.unknown(f"setting of {self.name}", key, {*self.config.model_fields, "seed"} - {"preset"})
+                known = [field for field in self.config.model_fields if field != "preset"]
+                raise LabError.unknown(f"setting of {self.name} called", key, [*known, "seed"])
         first = {key: values[0] for key, values in self.sweep.items() if values}
         try:
             return self.config(**{"preset": preset, **first, **self.presets[preset].values, **overrides})
@@ -196,7 +198,7 @@ def experiment(name: str) -> Experiment:
     """The experiment called ``name``: a module of `thalweg.lab.experiments`, or a plugin's entry point."""
     known = _modules()
     if name not in known:
-        raise LabError.unknown("experiment", name, known)
+        raise LabError.unknown("experiment called", name, sorted(known))
     module = importlib.import_module(known[name])
     return Experiment(
         name=name,

@@ -250,4 +250,4 @@ def save(picture: Picture, path: str | os.PathLike[str]) -> None:
         )
         target.write_text(alone, encoding="utf-8")
     else:
-        raise LabError.unknown("figure format", target.suffix.removeprefix("."), ["svg", "png"])
+        raise LabError.unknown("figure format called", target.suffix.removeprefix("."), ["svg", "png"])

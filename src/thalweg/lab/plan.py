@@ -13,7 +13,7 @@ from thalweg.lab.errors import LabError
 from thalweg.lab.experiment import Experiment, Result, Settings, Study, experiment
 from thalweg.lab.trial import Trial
 
-__all__ = ["Request", "parse", "studies", "trials"]
+__all__ = ["Request", "bases", "parse", "request", "studies", "trials"]
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,27 @@ def request(name: str, preset: str, words: Sequence[str] = ()) -> Request:
 def trials(wish: Request, results: Sequence[Result]) -> list[Trial]:
     """The trials a request wants, given the results so far; plain grids do not look at them."""
     wanted = experiment(wish.experiment)
-    shared = {key: values for key, values in wish.overrides.items() if key not in wanted.sweep}
     sweep = {
         key: [getattr(wanted.settings(wish.preset, **{key: value}), key) for value in wish.overrides.get(key, values)]
         for key, values in wanted.sweep.items()
     }
     found: list[Trial] = []
-    for combination in itertools.product(*shared.values()):
-        base = wanted.settings(wish.preset, **dict(zip(shared, combination, strict=True)))
+    for base in _bases(wanted, wish):
         for settings in _grid(wanted, base, sweep, wish.seeds, results):
             found += [Trial(wanted.name, wanted.version, settings, seed) for seed in wish.seeds]
     return found
+
+
+def bases(wish: Request) -> list[dict[str, Any]]:
+    """The shared settings of every study that a request wants."""
+    wanted = experiment(wish.experiment)
+    return [_shared(wanted, base) for base in _bases(wanted, wish)]
+
+
+def _bases(wanted: Experiment, wish: Request) -> list[Settings]:
+    shared = {key: values for key, values in wish.overrides.items() if key not in wanted.sweep}
+    combinations = itertools.product(*shared.values())
+    return [wanted.settings(wish.preset, **dict(zip(shared, values, strict=True))) for values in combinations]
 
 
 def _grid(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
+from thalweg.lab.errors import LabError
+from thalweg.lab.experiment import experiment
 from thalweg.lab.store import RunFolder
 from thalweg.lab.trial import Outcome
 
@@ -41,14 +43,24 @@ def follow(folders: Sequence[RunFolder], outcomes: Iterator[Outcome]) -> Iterabl
                 waiting.pop(outcome.id, None)
                 progress.update(bar, completed=count)
                 if not console.is_terminal:
-                    console.print(f"[{count}/{len(folders)}] {describe(by_id[outcome.id])}: {outcome.kind}")
+                    console.print(f"[{count}/{len(folders)}] {describe(by_id[outcome.id])}: {said(outcome)}")
                 yield outcome
         finally:
             stop.set()
 
 
+def said(outcome: Outcome) -> str:
+    """One word for a line of progress: how a finished run ended, else what became of the attempt."""
+    return outcome.message if outcome.kind == "done" else outcome.kind
+
+
 def describe(folder: RunFolder) -> str:
-    """The experiment, its swept-looking settings and the seed, short enough for one line."""
+    """What tells a run from the others: its experiment, the settings that are not the preset's, its seed."""
     config = folder.point["config"]
-    words = [f"{key}={config[key]}" for key in ("source", "optimizer", "lr") if key in config]
+    try:
+        wanted = experiment(folder.point["experiment"])
+        own = wanted.settings(config["preset"]).model_dump(mode="json")
+        words = [f"{key}={value}" for key, value in config.items() if key in wanted.sweep or own.get(key) != value]
+    except LabError:  # a plugin that is gone
+        words = []
     return " ".join([folder.point["experiment"], *words, f"seed={folder.point['seed']}"])

@@ -190,6 +190,10 @@ class Store:
             with explained(folder.path):
                 shutil.rmtree(folder.path)
 
+    def forget(self, name: str) -> None:
+        """Drop a request."""
+        (self.requests / name).unlink(missing_ok=True)
+
     def refresh_cache(self) -> None:
         """Bring signac's cache of state points up to date."""
         from filelock import FileLock

@@ -57,7 +57,7 @@ def mean_std(
     finished = [result for group in groups.values() for result in group if result.outcome == "finished"]
     for name in columns:
         if finished and not any(name in result.values for result in finished):
-            raise LabError.unknown("value", name, {key for result in finished for key in result.values})
+            raise LabError.unknown("value called", name, sorted({key for result in finished for key in result.values}))
     rows = []
     for key, group in groups.items():
         good = [result for result in group if result.outcome == "finished"]
@@ -173,7 +173,7 @@ def render(table: Table, style: Style, *, width: int | None = None) -> str:
         rows = [{key: _json(value) for key, value in row.items()} for row in _flat(table.frame).to_dict("records")]
         data = {"title": table.title, "note": table.note, "rows": rows}
         return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    raise LabError.unknown("table style", style, STYLES)
+    raise LabError.unknown("table style called", style, STYLES)
 
 
 def _json(value: Any) -> Any:

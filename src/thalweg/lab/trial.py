@@ -86,7 +86,10 @@ class Log:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt at a run ended: "done", "already done", "busy", "failed" (a bug), "refused" (a `LabError`)."""
+    """How an attempt at a run ended: "done", "already done", "busy", "failed" (a bug), "refused" (a `LabError`).
+
+    ``message`` is the error's, or the run's outcome when it is done.
+    """
 
     id: str
     kind: str
@@ -137,7 +140,8 @@ def _attempt(folder: RunFolder, data_dir: Path | None) -> Outcome:
     except Exception as error:
         _note_failure(folder, traceback.format_exc())
         return Outcome(folder.id, "failed", f"{type(error).__name__}: {error} (details in {folder.error})")
-    return Outcome(folder.id, "done")
+    result = folder.result()
+    return Outcome(folder.id, "done", result["outcome"] if result else "")
 
 
 def _run(run_experiment: Experiment, trial: Trial, folder: RunFolder) -> None:

@@ -229,7 +229,7 @@ def test_a_folder_that_is_none_is_told_whether_given_or_in_the_environment(tmp_p
 
 def test_an_unknown_name_gets_the_nearest():
     for act in (load, where, verify, fetch):
-        with pytest.raises(LabError, match="no data set 'minst': did you mean 'mnist'"):
+        with pytest.raises(LabError, match="no data set called 'minst', did you mean 'mnist'"):
             act("minst")
 
 

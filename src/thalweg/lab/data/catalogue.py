@@ -174,7 +174,7 @@ def _files(name: str, home: Path) -> list[tuple[File, Path]]:
 
 def _check(name: str) -> None:
     if name not in names():
-        raise LabError.unknown("data set", name, names())
+        raise LabError.unknown("data set called", name, names())
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -30,6 +30,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "notebook": {"batch": 32, "patience": 3, "min_lr": 1e-5},
 }
 FORMATS = {"test_mse": ".3f", "ssim": ".3f", "train_loss": ".5f", "epoch": ".0f"}
+PUBLISHED = {"data": "fashion-mnist", "lr": 0.1, "epochs": 100, "hidden": 128, "latent": 16}
 PRINTED = {"sgd": "15.0783 / 0.6020", "csgd": "12.3370 / 0.6555"}
 TERMS = (
     "Test MSE: squared error summed over an image's pixels, averaged over the test images. SSIM: scikit-image's "
@@ -94,7 +95,7 @@ def analyse(study: Study) -> Findings:
     """Table 1 and figure 2 of the seed, what explains them, and the seed's claims at the same learning rate."""
     columns = {"test_mse": "test MSE", "ssim": "SSIM", "train_loss": "training loss", "epoch": "epochs"}
     frame = mean_std(study.results, ["optimizer"], columns, formats=FORMATS)
-    if study.settings["data"] == "fashion-mnist":
+    if PUBLISHED.items() <= study.settings.items():
         frame["printed MSE / SSIM"] = frame["optimizer"].map(PRINTED)
     layers = {key: key.removeprefix("s_max ") for key in study.results[0].values if key.startswith("s_max ")}
     spectra = mean_std(study.results, ["optimizer"], layers, formats=dict.fromkeys(layers, ".1f"))
@@ -150,7 +151,7 @@ def _claims(study: Study) -> list[Claim]:
             text="At the same learning rate CSGD has the lower test MSE.",
             source="seed 000, table 1",
             unit="test MSE, CSGD minus SGD",
-            printed="12.337 - 15.078 = -2.741",
+            printed="-2.741",
         ),
         paired(
             "greater",
@@ -159,7 +160,7 @@ def _claims(study: Study) -> list[Claim]:
             text="At the same learning rate CSGD has the higher SSIM.",
             source="seed 000, table 1",
             unit="SSIM, CSGD minus SGD",
-            printed="0.6555 - 0.6020 = +0.0535",
+            printed="+0.0535",
         ),
     ]
 

@@ -90,9 +90,9 @@ def train_autoencoder(
 
 
 def _mean_ssim(images: Tensor, reconstructions: Tensor) -> float:
-    """Mean structural similarity of (N, 1, H, W) images in [0, 1]."""
+    """Mean structural similarity of (N, C, H, W) images in [0, 1]; the mean over channels for colour."""
     pairs = zip(images.cpu().numpy(), reconstructions.cpu().numpy(), strict=True)
-    return fmean(float(structural_similarity(a[0], b[0], data_range=1.0)) for a, b in pairs)
+    return fmean(float(structural_similarity(a, b, data_range=1.0, channel_axis=0)) for a, b in pairs)
 
 
 def _dead(rows: Sequence[Mapping[str, Any]]) -> bool:
