@@ -74,6 +74,13 @@ def test_killed_at_random_moments_then_resumed_is_bit_identical(lab: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_a_terminal_shows_how_far_each_run_has_come(lab: Path) -> None:
+    said = finish(start("run", "toy", "how=slowly", "seed=0:2", "epochs=3", FORCE_COLOR="1", COLUMNS="160"))
+    assert "Traceback" not in said
+    assert "of 4 runs" in said
+
+
+@pytest.mark.slow
 def test_two_processes_share_the_runs_and_do_none_twice(lab: Path) -> None:
     words = ("run", "toy", "how=slowly", "seed=0:3", "--jobs", "2")
     both = [start(*words), start(*words)]

@@ -18,32 +18,33 @@ REFRESH = 0.5  # seconds between looks at the metrics files
 def follow(folders: Sequence[RunFolder], outcomes: Iterator[Outcome]) -> Iterable[Outcome]:
     """Pass the outcomes on, drawing a progress bar on a terminal and printing a line a run elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    count = TextColumn("{task.completed:.1f} of {task.total} runs")
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
     by_id = {folder.id: folder for folder in folders}
     waiting = dict(by_id)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("runs", total=len(folders))
+        bar = progress.add_task("starting", total=len(folders))
         stop = threading.Event()
 
         def look() -> None:
             while not stop.wait(REFRESH):
-                shares = {folder: folder.progress() for folder in list(waiting.values())}
-                running = [f"{describe(folder)} {share:.0%}" for folder, share in shares.items() if 0 < share < 1]
-                done = len(folders) - len(waiting) + sum(shares.values())
-                progress.update(bar, completed=int(done), description="; ".join(running[:2]) or "runs")
+                shares = [(folder, folder.progress()) for folder in list(waiting.values())]
+                running = [f"{describe(folder)} {share:.0%}" for folder, share in shares if 0 < share < 1]
+                done = len(folders) - len(waiting) + sum(share for _, share in shares)
+                progress.update(bar, completed=done, description="\n".join(running) or "starting")
 
         watcher = threading.Thread(target=look, daemon=True)
         if console.is_terminal:
             watcher.start()
         try:
-            for count, outcome in enumerate(outcomes, 1):
+            for ended, outcome in enumerate(outcomes, 1):
                 waiting.pop(outcome.id, None)
-                progress.update(bar, completed=count)
+                progress.update(bar, completed=ended)
                 if not console.is_terminal:
-                    console.print(f"[{count}/{len(folders)}] {describe(by_id[outcome.id])}: {said(outcome)}")
+                    console.print(f"[{ended}/{len(folders)}] {describe(by_id[outcome.id])}: {said(outcome)}")
                 yield outcome
         finally:
             stop.set()

@@ -134,6 +134,7 @@ class Intruder:
         return (Path.touch, (self.path,))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", ["torch.save", "legacy", "pickle"])
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, write: str) -> None:
     path, mark = tmp_path / "run7" / "checkpoint.pt", tmp_path / "owned"
@@ -162,6 +163,7 @@ def test_a_torn_file_names_the_run_and_the_cure(tmp_path: Path, share: float) ->
         load_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"\n", b"hello, world", b"\x80\x05", bytes(100), b"PK\x03\x04" + bytes(60)])
 def test_anything_else_is_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "abc123" / "checkpoint.pt"
@@ -169,3 +171,8 @@ def test_anything_else_is_not_a_checkpoint(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(LabError, match="run abc123: checkpoint.pt is damaged or is not a checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "checkpoint.pt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # on torn bytes torch raises anything from KeyError to OSError
         run_id = path.parent.name
         raise LabError(
             f"run {run_id}: {path.name} is damaged or is not a checkpoint: remove the run with `thalweg rm {run_id}` "
