@@ -195,7 +195,7 @@ def numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
     (False, True)
     """
     entries = [row[column] for row in rows if row[column] not in ("", NOTHING)]
-    return bool(entries) and all(entry.lstrip("+-−<>≥≤≈ ")[:1].isdigit() for entry in entries)
+    return bool(entries) and all(entry.strip("+-−<>≥≤≈ †")[:1].isdigit() for entry in entries if entry.strip("†"))
 
 
 def _terminal(table: Table, width: int | None) -> str:

@@ -33,7 +33,7 @@ class StepStability:
         s_max: largest singular value of every parameter that is a matrix, in the optimizer's order.
         curvature: h, the largest Hessian eigenvalue.
         sharpness: λ_max(lr P H); from 2 on the step is unstable.
-        bound: lr g h, at least ``sharpness``; below 2 (``lr < stable_lr(h, s)``) the step is certain to be stable.
+        bound: lr g h, at least ``sharpness`` and 0; below 2 (``lr < stable_lr(h, s)``) the step is sure to be stable.
     """
 
     s_max: tuple[float, ...]
@@ -71,35 +71,57 @@ def step_stability(
     gradient = torch.autograd.grad(loss, params, create_graph=True)
     sizes = [param.numel() for param in params]
 
-    def hessian(v: Tensor) -> list[Tensor]:
-        vectors = [part.view_as(param) for part, param in zip(torch.split(v, sizes), params, strict=True)]
-        return list(torch.autograd.grad(gradient, params, vectors, retain_graph=True))
+    rate = max(float(group["lr"]) for _, group in owners) or 1.0  # taken out: huge ones overflow in the products
 
-    def step(v: Tensor) -> Tensor:
-        return _flat([_moved(*owner, product) for owner, product in zip(owners, hessian(v), strict=True)])
+    def hessian(v: Tensor) -> Tensor:
+        vectors = [part.view_as(param) for part, param in zip(torch.split(v, sizes), params, strict=True)]
+        return _flat(torch.autograd.grad(gradient, params, vectors, retain_graph=True))
+
+    def moved(u: Tensor) -> Tensor:
+        parts = [part.view_as(param) for part, param in zip(torch.split(u, sizes), params, strict=True)]
+        return _flat([_moved(*owner, part, rate) for owner, part in zip(owners, parts, strict=True)])
 
     start = torch.randn(sum(sizes), generator=generator, dtype=params[0].dtype).to(params[0].device)
-    curvature = _largest_eigenvalue(lambda v: _flat(hessian(v)), start, steps)
-    sharpness = _largest_eigenvalue(step, start, steps)
+    curvature, _ = _top(hessian, lambda v: v, start, steps)
+    sharpness, along = _top(hessian, moved, start, steps)
+    curvature = max(curvature, along)
     s_max = {param: largest_singular_value(param) for param in params if param.ndim > 1}
     longest = max(float(group["lr"]) * _gain(param, group, s_max) for param, group in owners)
-    return StepStability(tuple(s_max.values()), curvature, sharpness, longest * curvature)
+    return StepStability(tuple(s_max.values()), curvature, rate * sharpness, longest * max(curvature, 0.0))
 
 
-def _largest_eigenvalue(matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> float:
-    """λ_max rather than the eigenvalue of largest modulus, which is negative where the loss bends down more than up."""
-    value, _ = power_iteration(matvec, start, steps=steps)
-    if value >= 0:
-        return value
-    shifted, _ = power_iteration(lambda v: matvec(v) - value * v, start, steps=steps)
-    return value + shifted
+def _top(
+    hessian: Callable[[Tensor], Tensor],
+    moved: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+    shift: float = 0.0,
+) -> tuple[float, float]:
+    """λ_max(P H), and the Rayleigh quotient of H along the vector P u that it was measured on.
+
+    u is iterated by H P, which is self-adjoint for <u, P u>: uᵀP H P u / uᵀP u never exceeds λ_max, whatever u is.
+    Where a negative eigenvalue dominates, a second iteration is shifted by it.
+    """
+    _, u = power_iteration(lambda u: hessian(moved(u)) - shift * u, start, steps=steps - 1)
+    v = moved(u)
+    change = float(torch.sum(v * hessian(v)))
+    found = _ratio(change, u, v), _ratio(change, v, v)
+    if shift or not found[0] < 0:
+        return found
+    return max(found, _top(hessian, moved, start, steps, shift=found[0]))
+
+
+def _ratio(change: float, u: Tensor, v: Tensor) -> float:
+    """``change`` / <u, v>; 0 where nothing moves."""
+    norm = float(torch.sum(u * v))
+    return change / norm if norm else 0.0
 
 
 @torch.no_grad()
-def _moved(param: Tensor, group: dict[str, Any], product: Tensor) -> Tensor:
-    """lr·P applied to one parameter's part of H v."""
+def _moved(param: Tensor, group: dict[str, Any], part: Tensor, rate: float) -> Tensor:
+    """lr·P / ``rate`` applied to one parameter's part of a vector."""
     reparameterized = "side" in group and param.ndim > 1
-    return float(group["lr"]) * (_direction(param, product, group, lr=0.0) if reparameterized else product)
+    return float(group["lr"]) / rate * (_direction(param, part, group, lr=0.0) if reparameterized else part)
 
 
 def _gain(param: Tensor, group: dict[str, Any], s_max: dict[Tensor, float]) -> float:

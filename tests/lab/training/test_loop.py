@@ -169,7 +169,7 @@ def by_hand(training: Training) -> list[dict[str, float]]:
             loss.backward()
             for optimizer in training.optimizers:
                 optimizer.step()
-            total += (loss.detach() * len(chosen)).item()
+            total += loss.item() * len(chosen)
         for scheduler in training.schedulers:
             scheduler.step()
         found.append({"epoch": epoch, "train_loss": total / SAMPLES, "lr": lr})

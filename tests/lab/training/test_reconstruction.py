@@ -74,20 +74,21 @@ def row(epoch: int, s: float, mse: float, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("last", "dead"),
     [
-        (row(9, s=11.0, mse=20.0), True),  # exploded, no better than untrained
+        (row(9, s=11.0, mse=5.0), True),  # exploded, no better than the mean image
+        (row(9, s=11.0, mse=9.0), True),  # better than untrained: a saturated answer may be
         (row(9, s=11.0, mse=25.0), True),
-        (row(9, s=11.0, mse=19.9), False),  # exploded, yet it learnt
+        (row(9, s=11.0, mse=4.9), False),  # exploded, yet it learnt
         (row(9, s=10.0, mse=25.0), False),  # tenfold is not more than tenfold
         (row(9, s=1.5, mse=25.0), False),  # only bad
     ],
 )
 def test_a_silent_death(last: dict[str, Any], dead: bool) -> None:
-    assert _dead([row(0, s=1.0, mse=20.0), row(1, s=1e6, mse=1.0), last]) is dead
+    assert _dead([row(0, s=1.0, mse=20.0), row(1, s=1e6, mse=1.0), last], 5.0) is dead
 
 
 def test_any_layer_may_be_the_one_that_exploded() -> None:
     for name in LAYERS:
-        assert _dead([row(0, s=1.0, mse=20.0), row(1, s=1.0, mse=20.0, **{f"s_max {name}": 10.5})])
+        assert _dead([row(0, s=1.0, mse=20.0), row(1, s=1.0, mse=20.0) | {f"s_max {name}": 10.5}], 5.0)
 
 
 def test_what_the_warnings_say() -> None:

@@ -156,7 +156,7 @@ def analyse(study: Study) -> Findings:
                 "learning-rates",
                 "Final training error against learning rate",
                 curves(rates, xlabel="learning rate", ylabel=error, logx=True, logy=True),
-                "Where each optimizer works; a cross marks where runs were lost.",
+                "Where each optimizer works; at the rate after a cross runs were lost.",
             ),
         ],
     )

@@ -118,13 +118,13 @@ def fit(
     while outcome == "running" and epoch < epochs:
         net.train()
         for inputs, targets in batches:
-            for stepper in steppers:
-                stepper.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss = loss_fn(net(inputs), targets)
             fabric.backward(loss)
             for stepper in steppers:
                 stepper.step()
-            total += loss.detach() * len(inputs)
+            total.add_(loss.detach(), alpha=len(inputs))
             if (began := time.monotonic()) >= due:
                 with clock.paused():
                     save()

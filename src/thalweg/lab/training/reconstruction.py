@@ -61,7 +61,7 @@ def train_autoencoder(
 
     def measure(epoch: int) -> Mapping[str, float]:
         with torch.no_grad():
-            row = {"test_mse": float((model(tests) - tests).square().sum(dim=(1, 2, 3)).mean())}
+            row = {"test_mse": _mse(tests, model(tests))}
         row |= {f"s_max {name}": largest_singular_value(weight) for name, weight in zip(LAYERS, weights, strict=True)}
         if isinstance(optimizers[0], (CSGD, torch.optim.SGD)):
             loss = mse_loss(model(images[:PROBE]), images[:PROBE])
@@ -83,10 +83,17 @@ def train_autoencoder(
     with torch.no_grad():
         final = {key: value for key, value in rows[-1].items() if key != "seconds"}
         values = final | {"ssim": _mean_ssim(tests, model(tests))}
-    outcome = "dead" if fitted.outcome == "finished" and _dead(rows) else fitted.outcome
+    outcome = (
+        "dead" if fitted.outcome == "finished" and _dead(rows, _mse(tests, images.mean(dim=0))) else fitted.outcome
+    )
     for warning in _warnings(rows, outcome):
         log.warn(warning)
     return Ending(values, outcome, fitted.seconds, data={config.data: data.fingerprint})
+
+
+def _mse(images: Tensor, reconstructions: Tensor) -> float:
+    """Squared error of (N, C, H, W) images, summed over the pixels of one and averaged over all."""
+    return float((reconstructions - images).square().sum(dim=(1, 2, 3)).mean())
 
 
 def _mean_ssim(images: Tensor, reconstructions: Tensor) -> float:
@@ -95,10 +102,14 @@ def _mean_ssim(images: Tensor, reconstructions: Tensor) -> float:
     return fmean(float(structural_similarity(a, b, data_range=1.0, channel_axis=0)) for a, b in pairs)
 
 
-def _dead(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """A silent death: every number finite, a singular value exploded, the network no better than untrained."""
+def _dead(rows: Sequence[Mapping[str, Any]], ignorance: float) -> bool:
+    """A silent death: every number finite, a singular value exploded, nothing learnt.
+
+    ``ignorance`` is the test MSE of answering every image with the mean of the training images. The untrained network
+    would be too low a bar: its grey is further from most images than a saturated black.
+    """
     growth = max(rows[-1][f"s_max {name}"] / rows[0][f"s_max {name}"] for name in LAYERS)
-    return bool(growth > GROWTH and rows[-1]["test_mse"] >= rows[0]["test_mse"])
+    return bool(growth > GROWTH and rows[-1]["test_mse"] >= ignorance)
 
 
 def _warnings(rows: Sequence[Mapping[str, Any]], outcome: str) -> list[str]:
