@@ -96,6 +96,14 @@ def test_a_torn_state_point_names_the_run_and_the_cure(lab: Path) -> None:
         Store().folders()
 
 
+def test_a_folder_whose_maker_was_killed_at_once_is_as_good_as_absent(lab: Path) -> None:
+    folder = planned(Store())[0]
+    (folder.path / "signac_statepoint.json").unlink()
+    assert folder.id not in {other.id for other in Store().folders()}
+    assert planned(Store())[0].path == folder.path
+    assert folder.id in {other.id for other in Store().folders()}
+
+
 def test_ids_may_be_shortened_while_they_are_unique(lab: Path) -> None:
     store = Store()
     folders = planned(store, "seed=0:6")

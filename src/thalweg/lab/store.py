@@ -128,12 +128,16 @@ class Store:
 
     def __init__(self, path: Path | str | None = None, *, create: bool = True) -> None:
         import signac
+        from filelock import FileLock
 
         self.path = Path(path or os.environ.get("THALWEG_RUNS") or "runs").absolute()
         if not create and not self.path.is_dir():
             raise LabError(f"there are no runs in {self.path}: start some with `thalweg run`, or set THALWEG_RUNS")
         with explained(self.path):
-            self._project = signac.init_project(str(self.path))
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock")  # signac would read what another process has half written
+            with self._lock:
+                self._project = signac.init_project(str(self.path))
             self.requests.mkdir(exist_ok=True)
             self._drop_broken_cache()
 
@@ -144,7 +148,7 @@ class Store:
     def open(self, point: Mapping[str, Any]) -> RunFolder:
         """The run's folder, made if it is new."""
         job = self._project.open_job(dict(point))
-        with explained(self.path), self._readable(job.id):
+        with explained(self.path), self._readable(job.id), self._lock:
             job.init()
         return RunFolder(Path(job.path), point)
 
@@ -196,9 +200,7 @@ class Store:
 
     def refresh_cache(self) -> None:
         """Bring signac's cache of state points up to date."""
-        from filelock import FileLock
-
-        with FileLock(self.path / ".signac" / "cache.lock"):
+        with self._lock:
             self._project.update_cache()
 
     def _drop_broken_cache(self) -> None:
@@ -211,7 +213,10 @@ class Store:
 
     def _ids(self) -> list[str]:
         workspace = Path(self._project.workspace)
-        return sorted(entry.name for entry in workspace.iterdir()) if workspace.is_dir() else []
+        if not workspace.is_dir():
+            return []
+        begun = (entry for entry in workspace.iterdir() if any(entry.iterdir()))  # empty: killed while it was made
+        return sorted(entry.name for entry in begun)
 
     def _folder(self, run_id: str) -> RunFolder:
         with self._readable(run_id):
