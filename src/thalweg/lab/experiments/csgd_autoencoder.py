@@ -66,9 +66,9 @@ class Config(Autoencoding):
 
 
 PRESETS = {
-    "quick": Preset("20 s", 5, {"data": "digits", "source": "notebook", "epochs": 60, "lr": 1.0}),
-    "laptop": Preset("30 min", 3),
-    "paper": Preset("50 min", 5),
+    "quick": Preset("15 s", 5, {"data": "digits", "source": "notebook", "epochs": 60, "lr": 1.0}),
+    "laptop": Preset("8 min", 3),
+    "paper": Preset("15 min, estimated", 5),
 }
 
 

@@ -62,9 +62,9 @@ class Config(Autoencoding):
 
 
 PRESETS = {
-    "quick": Preset("1 min", 3, {"data": "digits", "batch": 32, "epochs": 30}),
-    "laptop": Preset("40 min", 3),
-    "paper": Preset("6 h", 5, {"epochs": 100}),
+    "quick": Preset("50 s", 3, {"data": "digits", "batch": 32, "epochs": 30}),
+    "laptop": Preset("20 min", 3),
+    "paper": Preset("3 h, estimated", 5, {"epochs": 100}),
 }
 
 
