@@ -27,6 +27,8 @@ bench:
 	$(bin)/python -m benchmarks.csgd_step
 	$(bin)/python -m benchmarks.training_step
 	$(bin)/python -m benchmarks.command_line
+	$(bin)/python -m benchmarks.sphere_step
+	$(bin)/python -m benchmarks.monitor_overhead
 
 clean:
 	rm -rf .venv runs docs/_build

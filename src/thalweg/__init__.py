@@ -9,7 +9,7 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["nn", "operators", "optim"]
+__all__ = ["invariance", "nn", "operators", "optim"]
 
 
 def __getattr__(name: str) -> ModuleType:
