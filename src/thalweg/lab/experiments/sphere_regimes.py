@@ -53,7 +53,7 @@ def plan(
     """The sweep, and midpoints where neighbouring rates lie in different regimes further apart than ``FACTOR``."""
     rates = set(sweep["elr"])
     base = settings.model_dump(exclude={"elr"})
-    if len(rates) > 1:
+    if tuple(sweep["elr"]) == SWEEP["elr"]:  # rates that were asked for by number are run as they are
         labels = {(r.config.elr, r.seed): _label(r) for r in results}  # type: ignore[attr-defined]
         rates |= {rate for rate, _ in labels}
         for seed in seeds:
