@@ -81,7 +81,7 @@ def test_figures_are_written_one_file_each(thalweg: Command, tmp_path: Path) -> 
     [
         (
             ["run", "toi"],
-            "there is no experiment called 'toi', did you mean 'toy'? Known: csgd-autoencoder, csgd-fair, toy",
+            "there is no experiment called 'toi', did you mean 'toy'? Known: csgd-autoencoder, csgd-fair, ",
         ),
         (["run", "toy", "y=1"], "there is no setting of toy called 'y'. Known: x, how, epochs, seed"),
         (["run", "toy", "x=-1"], "toy: x='-1' is not accepted: Input should be greater than 0"),

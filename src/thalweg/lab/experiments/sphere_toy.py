@@ -79,11 +79,10 @@ def analyse(study: Study) -> Findings:
     columns = {
         "level": "mean loss / S",
         "predicted": "(1 - 1/A)/2",
-        "spread": "std of loss / S",
         "unequal": "mean |ln ELRᵢ/ELRᵢ*|",
         "shares": "max |ωᵢ S/αᵢ - 1|",
     }
-    frame = mean_std(study.results, {"relative": "A = ELR·S"}, columns, formats=dict.fromkeys(columns, ".3g"))
+    frame = mean_std(study.results, {"relative": "A = ELR·S"}, columns, formats=dict.fromkeys(columns, ".2g"))
     shown = {
         f"A = {a:g}": [r.series("loss") for r in study.where(relative=a)] for a in SHOWN if study.where(relative=a)
     }
