@@ -82,7 +82,12 @@ def analyse(study: Study) -> Findings:
         "unequal": "mean |ln ELRᵢ/ELRᵢ*|",
         "shares": "max |ωᵢ S/αᵢ - 1|",
     }
-    frame = mean_std(study.results, {"relative": "A = ELR·S"}, columns, formats=dict.fromkeys(columns, ".2g"))
+    frame = mean_std(
+        study.results,
+        {"relative": "A = ELR·S"},
+        columns,
+        formats={"level": ".3g", "predicted": ".3g", "unequal": ".2g", "shares": ".2g"},
+    )
     shown = {
         f"A = {a:g}": [r.series("loss") for r in study.where(relative=a)] for a in SHOWN if study.where(relative=a)
     }
