@@ -75,6 +75,14 @@ def test_slurm_goes_through_submitit_which_falls_back_to_local_processes(
     assert states(store) == ["finished", "finished"]
 
 
+@pytest.mark.slow
+def test_ray_runs_the_same_trials(lab: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'thalweg[ray]'")
+    store = Store()
+    assert pursue([request("toy", "quick", ["seed=0"])], store, jobs=2, engine="ray") == []
+    assert states(store) == ["finished", "finished"]
+
+
 @pytest.mark.parametrize(("engine", "module", "extra"), [("ray", "ray", "ray"), ("slurm", "submitit", "slurm")])
 def test_an_engine_that_is_not_installed(
     lab: Path, monkeypatch: pytest.MonkeyPatch, engine: str, module: str, extra: str

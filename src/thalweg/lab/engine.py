@@ -116,7 +116,7 @@ def _map(
 
     try:
         with config:
-            yield from Parallel(return_as="generator_unordered")(
+            yield from Parallel(return_as="list" if engine == "ray" else "generator_unordered")(  # Ray's cannot stream
                 delayed(task)(str(store.path), folder.id, data_dir=data_dir, wait=wait) for folder in folders
             )
     except TerminatedWorkerError as error:
