@@ -150,7 +150,7 @@ def status(
 ) -> None:
     """How many runs of each experiment are finished, running, interrupted, failed."""
     from thalweg.lab.progress import describe
-    from thalweg.lab.store import Store
+    from thalweg.lab.store import STATES, Store
 
     folders = [(folder, folder.state()) for folder in Store(create=False).folders()]
     if runs:
@@ -166,7 +166,7 @@ def status(
         rows = []
         for key in sorted(set(keys)):
             states = [state for (_, state), its_key in zip(folders, keys, strict=True) if its_key == key]
-            counts = {state: states.count(state) for state in sorted(set(states))}
+            counts = {state: states.count(state) for state in STATES if state in states}
             rows.append({"experiment": key[0], "preset": key[1], "runs": len(states), **counts})
     _print(rows, as_json)
 

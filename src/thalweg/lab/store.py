@@ -27,7 +27,7 @@ from thalweg.lab.errors import LabError
 from thalweg.lab.experiment import Experiment, Result
 from thalweg.lab.files import explained, write_atomic
 
-__all__ = ["RunFolder", "Store"]
+__all__ = ["STATES", "RunFolder", "Store"]
 
 STATES = ("finished", "diverged", "dead", "failed", "running", "interrupted", "planned")
 
