@@ -28,7 +28,7 @@ SWEEP = {"x": (1.0, 2.0)}
 
 class Config(Settings):
     x: float = Field(1.0, gt=0, description="made up")
-    how: Literal["well", "badly", "crash", "refuse", "full", "slowly"] = "well"
+    how: Literal["well", "badly", "crash", "refuse", "full", "slowly", "lost"] = "well"
     epochs: int = 2
 
 
@@ -48,6 +48,8 @@ def run(trial, log):
         raise LabError("the data set is not there: supply it")
     if trial.config.how == "full":
         raise OSError(errno.ENOSPC, "No space left on device", str(log.checkpoint))
+    if trial.config.how == "lost":
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "a file of the experiment's own")
     if trial.config.how == "badly":
         return Ending({"error": float("nan")}, "diverged")
     draw = float(__import__("torch").rand((), generator=trial.generator("draw")))

@@ -153,6 +153,13 @@ def test_nothing_to_show_is_said(thalweg: Command) -> None:
     assert thalweg("--version")[:2] == (0, f"thalweg {__version__}\n")
 
 
+def test_a_run_that_misses_a_file_fails_alone(thalweg: Command) -> None:
+    code, _, err = thalweg("run", "toy", "how=lost,well", "seed=0", "x=1", "--jobs", "1")
+    assert code == 1
+    assert "1 run failed: FileNotFoundError: " in err
+    assert sorted(folder.state() for folder in Store().folders()) == ["failed", "finished"]
+
+
 def test_divergence_is_a_result(thalweg: Command) -> None:
     code, out, _ = thalweg("run", "toy", "how=badly", "x=1", "--jobs", "1")
     assert code == 0

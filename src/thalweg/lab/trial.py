@@ -132,11 +132,11 @@ def _attempt(folder: RunFolder, data_dir: Path | None) -> Outcome:
     config = run_experiment.config(**folder.point["config"])
     trial = Trial(run_experiment.name, run_experiment.version, config, folder.point["seed"], data_dir)
     try:
-        _run(run_experiment, trial, folder)
-    except (LabError, OSError) as error:
         with explained(folder.path):
-            _note_failure(folder, str(error))
-            raise
+            _run(run_experiment, trial, folder)
+    except LabError as error:
+        _note_failure(folder, str(error))
+        raise
     except Exception as error:
         _note_failure(folder, traceback.format_exc())
         return Outcome(folder.id, "failed", f"{type(error).__name__}: {error} (details in {folder.error})")

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from thalweg.optim._options import fill_missing_options
+
 __all__ = ["CSGD", "Side", "direction_gain", "reparam_direction", "reparam_groups", "stable_lr"]
 
 Side = Literal["right", "left", "both", "balanced"]
@@ -230,10 +232,7 @@ class CSGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in options that a state saved by an older version does not have."""
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                if name != "differentiable":  # torch's own addition, which CSGD's groups do not know
-                    group.setdefault(name, value)
+        fill_missing_options(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

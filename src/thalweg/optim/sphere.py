@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from thalweg.invariance.norm import joint_norm, row_norms
+from thalweg.optim._options import fill_missing_options
 
 __all__ = ["SphereSGD", "elr_to_lr", "lr_to_elr", "sphere_step"]
 
@@ -162,10 +163,7 @@ class SphereSGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in options that a state saved by an older version does not have."""
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                if name != "differentiable":  # torch's own addition, which these groups do not know
-                    group.setdefault(name, value)
+        fill_missing_options(self)
 
     def euclidean_lr(self, group: dict[str, Any]) -> float:
         """ELR·ρ²: what multiplies the gradient of this group's weights."""

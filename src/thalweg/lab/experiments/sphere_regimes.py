@@ -135,9 +135,7 @@ def _label(result: Result) -> str:
 
 
 def _by_rate(study: Study, key: str) -> list[tuple[list[float], list[float]]]:
-    seeds = sorted({result.seed for result in study.results})
-    runs = {seed: sorted((r for r in study.results if r.seed == seed), key=_elr) for seed in seeds}
-    return [([_elr(r) for r in row], [r.values[key] for r in row]) for row in runs.values()]
+    return [(list(row), [result.values[key] for result in row.values()]) for row in _seeds(study).values()]
 
 
 def _seeds(study: Study) -> dict[int, dict[float, Result]]:

@@ -39,7 +39,6 @@ class Config(Settings):
 PRESETS = {
     "quick": Preset("5 s", 5),
     "laptop": Preset("1 min, estimated", 20, {"steps": 20000}),
-    "paper": Preset("5 min, estimated", 100, {"steps": 20000}),
 }
 
 
