@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Trial:
     config: Settings
     seed: int
     data_dir: Path | None = None
+    runs: Path | None = None
 
     @property
     def point(self) -> dict[str, Any]:
@@ -50,6 +51,19 @@ class Trial:
 
         digest = hashlib.sha256(f"{self.seed} {purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def sibling(self, **changes: Any) -> Path:
+        """The checkpoint of the finished run that differs from this one in ``changes`` only: a tree's parent.
+
+        Raises:
+            LabError: that run is not finished, or its checkpoint is gone.
+        """
+        parent = replace(self, config=self.config.model_copy(update=changes))
+        folder = Store(self.runs).open(parent.point)
+        if folder.result() is None or not folder.checkpoint.exists():
+            told = ", ".join(f"{key}={value}" for key, value in changes.items())
+            raise LabError(f"this run continues run {folder.id} ({told}), which is not there: run that one first")
+        return folder.checkpoint
 
 
 class Log:
@@ -112,14 +126,14 @@ def execute(runs: str, run_id: str, *, data_dir: str | None = None, wait: bool =
         with explained(folder.path), folder.lock().acquire(timeout=-1 if wait else 0):
             if folder.result() is not None:
                 return Outcome(run_id, "already done")
-            return _attempt(folder, Path(data_dir) if data_dir else None)
+            return _attempt(folder, Path(data_dir) if data_dir else None, Path(runs))
     except Timeout:
         return Outcome(run_id, "busy")
     except LabError as error:
         return Outcome(run_id, "refused", str(error))
 
 
-def _attempt(folder: RunFolder, data_dir: Path | None) -> Outcome:
+def _attempt(folder: RunFolder, data_dir: Path | None, runs: Path) -> Outcome:
     import torch
 
     torch.set_num_threads(1)  # results are bit-identical for equal thread counts only
@@ -130,7 +144,7 @@ def _attempt(folder: RunFolder, data_dir: Path | None) -> Outcome:
             f"{run_experiment.version}: remove it with `thalweg rm {folder.id}`"
         )
     config = run_experiment.config(**folder.point["config"])
-    trial = Trial(run_experiment.name, run_experiment.version, config, folder.point["seed"], data_dir)
+    trial = Trial(run_experiment.name, run_experiment.version, config, folder.point["seed"], data_dir, runs)
     try:
         with explained(folder.path):
             _run(run_experiment, trial, folder)

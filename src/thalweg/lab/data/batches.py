@@ -1,7 +1,8 @@
 """Batches of tensors that already live on the training device, in an order that can be resumed bit for bit.
 
 An epoch's order is ``torch.randperm(n, generator=generator)``. The state is therefore two things: the generator as it
-was at the start of the epoch, and the number of batches given since.
+was at the start of the epoch, and the number of batches given since. Augmentation draws from a generator of each
+batch's own, whose seed is the epoch's (drawn after its order) plus the batch's place.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.lab.data.augmentation import Augment
+
 __all__ = ["Batches"]
+
+SEEDS = 2**62
 
 
 class Batches:
@@ -33,13 +38,21 @@ class Batches:
         batch_size: samples per batch.
         generator: a CPU generator; it is advanced by one permutation per epoch.
         shuffle: False keeps the order of the tensors and leaves the generator alone; batches are then views.
+        augment: changes the inputs of a batch, as those of `thalweg.lab.data.augmentation`; needs ``shuffle``.
 
     Raises:
         ValueError: no samples, unequal lengths or devices, a batch size below 1, a generator that is not on the CPU.
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, *, batch_size: int, generator: torch.Generator, shuffle: bool = True
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        generator: torch.Generator,
+        shuffle: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1 sample per batch expected")
@@ -53,9 +66,12 @@ class Batches:
             raise ValueError(
                 f"generator on {generator.device}: a CPU generator expected, so that runs agree everywhere"
             )
+        if augment is not None and not shuffle:
+            raise ValueError("augment needs shuffle=True: in a fixed order every batch is the same each epoch")
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.samples = len(inputs)
-        self._generator, self._shuffle = generator, shuffle
+        self._generator, self._shuffle, self._augment = generator, shuffle, augment
+        self._seed = 0
         self._start = generator.get_state()
         self._rows: tuple[Tensor, ...] = ()
         self._position = 0
@@ -77,6 +93,9 @@ class Batches:
         while self._position < length:
             batch = self._take(inputs)
             target = batch if same else self._take(targets)
+            if self._augment is not None:
+                draw = torch.Generator().manual_seed(self._seed + self._position)
+                batch = self._augment(batch, draw)
             self._position += 1
             yield batch, target
         self._position = 0
@@ -100,6 +119,8 @@ class Batches:
         if self._shuffle:
             order = torch.randperm(self.samples, generator=self._generator)
             self._rows = torch.split(order.to(self.inputs.device), self.batch_size)
+            if self._augment is not None:
+                self._seed = int(torch.randint(SEEDS, (), generator=self._generator))
 
     def _take(self, tensor: Tensor) -> Tensor:
         if self._shuffle:

@@ -18,6 +18,7 @@ from pydantic import Field
 from thalweg.lab.claims import Claim, paired
 from thalweg.lab.experiment import Ending, Findings, Picture, Preset, Result, Settings, Study, Table
 from thalweg.lab.figures import curves
+from thalweg.lab.scale_settings import ScaleSettings
 from thalweg.lab.tables import mean_std
 from thalweg.lab.trial import Log, Trial
 
@@ -29,16 +30,12 @@ LABELS = ("convergence", "chaotic equilibrium", "divergence", "transition", "inv
 FACTOR = 1.8
 
 
-class Config(Settings):
+class Config(ScaleSettings):
     """A perceptron on digits with some random labels: without them the second regime is narrow."""
 
-    data: str = Field("digits", description="ours; the seed's is CIFAR-10")
     elr: float = Field(1e-3, gt=0, description="figure 5 sweeps 1e-5 to 1e-1 on ConvNet; ours covers the same regimes")
     epochs: int = Field(200, ge=20, description="ours; the authors' code has 1000")
-    batch: int = Field(128, ge=2, description="the authors' code")
-    width: int = Field(96, ge=1, description="ours: two hidden layers")
     label_noise: float = Field(0.2, ge=0, le=1, description="ours: share of random labels")
-    last_layer_norm: float = Field(10.0, gt=0, description="the authors' code")
 
 
 PRESETS = {
