@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +61,14 @@ def test_a_grid_is_swept_times_shared_times_seeds() -> None:
     assert len({str(trial.point) for trial in found}) == len(found)
     batches = {(trial.config.source, trial.config.batch, trial.config.patience) for trial in found}  # type: ignore[attr-defined]
     assert batches == {("text", 128, 5), ("notebook", 32, 3)}
+
+
+def test_a_preset_can_have_a_sweep_of_its_own() -> None:
+    own = experiment("csgd-autoencoder")
+    changed = replace(own, presets={"quick": replace(own.presets["quick"], sweep={"optimizer": ("sgd",)})})
+    assert changed.swept("quick") == {**own.sweep, "optimizer": ("sgd",)}
+    assert changed.settings("quick").optimizer == "sgd"  # type: ignore[attr-defined]
+    assert own.swept("quick") == own.sweep
 
 
 def test_preset_seeds_and_a_round_trip_through_json() -> None:

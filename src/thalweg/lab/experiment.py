@@ -60,11 +60,19 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Preset:
-    """A named size of an experiment: how long it takes on two CPU cores, how many seeds, and its values."""
+    """A named size of an experiment.
+
+    Attributes:
+        time: how long it takes on two CPU cores.
+        seeds: how many.
+        values: settings that differ from the defaults of ``Config``.
+        sweep: what varies, where it is not what ``SWEEP`` says; its keys are among those of ``SWEEP``.
+    """
 
     time: str
     seeds: int
     values: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,10 @@ class Experiment:
     analyse: Callable[[Study], Findings]
     plan: Plan | None
 
+    def swept(self, preset: str) -> dict[str, tuple[Any, ...]]:
+        """What varies inside one study of this preset: field -> values."""
+        return {**self.sweep, **self.presets[preset].sweep}
+
     def settings(self, preset: str, **overrides: Any) -> Settings:
         """The preset's values with ``overrides``, validated; swept fields take their first value."""
         if preset not in self.presets:
@@ -185,7 +197,7 @@ class Experiment:
             if key not in self.config.model_fields:
                 known = [field for field in self.config.model_fields if field != "preset"]
                 raise LabError.unknown(f"setting of {self.name} called", key, [*known, "seed"])
-        first = {key: values[0] for key, values in self.sweep.items() if values}
+        first = {key: values[0] for key, values in self.swept(preset).items() if values}
         try:
             return self.config(**{"preset": preset, **first, **self.presets[preset].values, **overrides})
         except ValidationError as error:

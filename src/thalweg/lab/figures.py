@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["DASHES", "MARKERS", "PALETTE", "Run", "curves", "figure", "png", "save", "svg"]
+__all__ = ["DASHES", "MARKERS", "PALETTE", "Run", "curves", "figure", "logarithmic", "png", "save", "svg", "tracks"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C28400", "#3D9BD1")  # blue, vermilion, green, purple, ...
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1)))
@@ -125,10 +125,44 @@ def curves(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         if logx:
-            _logarithmic(axes, "x")
+            logarithmic(axes, "x")
         if logy:
-            _logarithmic(axes, "y")
+            logarithmic(axes, "y")
         _legend(drawn, signs)
+    return drawn
+
+
+def tracks(series: Mapping[str, Sequence[Run]], *, xlabel: str, ylabel: str) -> Figure:
+    """A phase diagram: a line for each run through its points in their order, both axes logarithmic.
+
+    The last point has the name's marker. Nothing is averaged: two runs are at one place at different times.
+
+    Args:
+        series: name -> runs; a run is (x, y), and points that are not positive and finite are left out.
+        xlabel: what is along x.
+        ylabel: what is along y.
+
+    >>> drawn = tracks({"ELR 1": [([3.0, 1.0, 2.0], [1.0, 0.5, 0.1])]}, xlabel="curvature", ylabel="loss")
+    >>> drawn.axes[0].lines[0].get_xdata().tolist()
+    [3.0, 1.0, 2.0]
+    """
+    import matplotlib as mpl
+    import numpy as np
+
+    drawn = figure()
+    axes = drawn.axes[0]
+    with mpl.rc_context(_style()):
+        for index, (name, runs) in enumerate(series.items()):
+            look: dict[str, Any] = {"color": PALETTE[index % len(PALETTE)], "linestyle": DASHES[index % len(DASHES)]}
+            for number, run in enumerate(runs):
+                x, y = (np.asarray(values, dtype=float) for values in run)
+                seen = (x > 0) & (y > 0) & np.isfinite(x * y)
+                end = {"marker": MARKERS[index % len(MARKERS)], "markevery": [-1], "linewidth": 1.1, "alpha": 0.85}
+                axes.plot(x[seen], y[seen], label=name if number == 0 else "_", **look, **end)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
+        _legend(drawn, set())
     return drawn
 
 
@@ -200,7 +234,8 @@ def _shared(runs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> 
     return x, np.asarray(rows).reshape(len(rows) or 1, len(x))
 
 
-def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis whose ticks can be read, however few powers of ten it spans; call it after drawing."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     getattr(axes, f"set_{which}scale")("log")

@@ -90,7 +90,7 @@ def trials(wish: Request, results: Sequence[Result]) -> list[Trial]:
     wanted = experiment(wish.experiment)
     sweep = {
         key: [getattr(wanted.settings(wish.preset, **{key: value}), key) for value in wish.overrides.get(key, values)]
-        for key, values in wanted.sweep.items()
+        for key, values in wanted.swept(wish.preset).items()
     }
     found: list[Trial] = []
     for base in _bases(wanted, wish):

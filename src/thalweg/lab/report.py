@@ -84,7 +84,7 @@ def command(study: Study) -> str:
     words = ["thalweg", "run", own.name, "--preset", study.preset]
     words += [f"{key}={_word(value)}" for key, value in study.changes.items()]
     if own.plan is None:
-        for key, wanted in own.sweep.items():
+        for key, wanted in own.swept(study.preset).items():
             seen = dict.fromkeys(getattr(result.config, key) for result in study.results)
             if set(seen) != set(wanted):
                 words.append(f"{key}={','.join(map(_word, seen))}")

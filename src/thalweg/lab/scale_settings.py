@@ -18,8 +18,9 @@ class ScaleSettings(Settings):
     samples: int = Field(
         0, ge=0, description="train on the first so many images (use_data_size of the authors); 0: all"
     )
+    tests: int = Field(0, ge=0, description="ours: test on the first so many images; 0: all")
     label_noise: float = Field(0.0, ge=0, le=1, description="share of training labels drawn at random")
-    augment: bool = Field(False, description="crops with padding 4 and flips; an option of the authors' code")
+    augment: bool = Field(False, description="crops, padding an eighth of the side, and flips of colour images")
     network: Literal["mlp", "convnet", "resnet18"] = Field("mlp", description="ours: mlp; section 3.1: the other two")
     width: int = Field(96, ge=1, description="of hidden layers (mlp); c, the authors' 32 (convnet, resnet18)")
     depth: int = Field(2, ge=1, description="hidden layers of the mlp")

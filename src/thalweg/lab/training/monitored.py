@@ -1,26 +1,31 @@
-"""A scale monitor whose measurements survive a kill: epoch means that travel in the checkpoint."""
+"""Measurements of every iteration that survive a kill: they travel in the checkpoint as rules that never stop."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from thalweg.invariance import ScaleMonitor
 
-__all__ = ["EpochMeans"]
+__all__ = ["EpochMeans", "Losses"]
 
 
 class EpochMeans:
-    """Means over an epoch of what a `ScaleMonitor` measures; given to `fit` as a rule that never stops.
+    """Means over an epoch of what a `ScaleMonitor` measures, and whole series of some of it.
 
     Args:
         monitor: attached; its rows are used up at the end of every epoch.
+        keep: quantities of which every measured step is kept, in ``series``.
     """
 
-    def __init__(self, monitor: ScaleMonitor) -> None:
+    def __init__(self, monitor: ScaleMonitor, keep: tuple[str, ...] = ()) -> None:
         self.monitor = monitor
+        self.series: dict[str, list[float]] = {key: [] for key in keep}
 
     def means(self) -> dict[str, float]:
         """Quantity -> mean over this epoch's measured steps, but for ``step``; the least value of variances."""
@@ -32,6 +37,8 @@ class EpochMeans:
         return {key: value for key, value in found.items() if not math.isnan(value)}
 
     def update(self, row: Mapping[str, float]) -> bool:
+        for key, values in self.series.items():
+            values += [measured[key] for measured in self.monitor.rows]
         self.monitor.rows.clear()
         return False
 
@@ -39,7 +46,44 @@ class EpochMeans:
         """Nothing to do."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": [dict(row) for row in self.monitor.rows], "step": self.monitor.step}
+        rows = [dict(row) for row in self.monitor.rows]
+        series = {key: torch.tensor(values, dtype=torch.float64) for key, values in self.series.items()}
+        return {"rows": rows, "step": self.monitor.step, "series": series}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.monitor.rows[:], self.monitor.step = state["rows"], state["step"]
+        self.series = {key: values.tolist() for key, values in state["series"].items()}
+
+
+class Losses:
+    """A loss function that remembers the loss of every training batch, without waiting for the device.
+
+    Args:
+        loss_fn: (output, target) -> mean loss of the batch.
+    """
+
+    def __init__(self, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.loss_fn = loss_fn
+        self._seen: list[Tensor] = []
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = self.loss_fn(output, target)
+        self._seen.append(loss.detach())
+        return loss
+
+    @property
+    def values(self) -> list[float]:
+        """Batch losses in the order of the steps."""
+        return [] if not self._seen else torch.stack(self._seen).tolist()
+
+    def update(self, row: Mapping[str, float]) -> bool:
+        return False
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": torch.tensor(self.values, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen = list(state["losses"].unbind())

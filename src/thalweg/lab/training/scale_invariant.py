@@ -98,8 +98,8 @@ def task(trial: Trial) -> Task:
     """The task that the trial's settings describe; of one seed, all have the same weights, batches and noise."""
     config = cast(ScaleSettings, trial.config)
     data = load(config.data, data_dir=trial.data_dir)
-    take = slice(config.samples or None)
-    images, tests = data.train.images[take], data.test.images
+    take, first = slice(config.samples or None), slice(config.tests or None)
+    images, tests = data.train.images[take], data.test.images[first]
     draw = trial.generator("noise")
     wrong = torch.rand(len(images), generator=draw) < config.label_noise
     labels = data.train.labels[take]
@@ -108,7 +108,7 @@ def task(trial: Trial) -> Task:
         mean, scale = images.mean(0), images.std(0) + 0.1
     else:  # by channel; the authors have the same means, and deviations averaged over images
         mean, scale = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
-    parts = ((images - mean) / scale, labels, (tests - mean) / scale, data.test.labels)
+    parts = ((images - mean) / scale, labels, (tests - mean) / scale, data.test.labels[first])
     images, labels, tests, answers = (part.to(device()) for part in parts)
     model = _network(config, images, data.classes, trial.generator("weights")).to(device())
     loss_fn = cross_entropy if config.loss == "cross-entropy" else squared_error
@@ -118,7 +118,7 @@ def task(trial: Trial) -> Task:
         labels,
         batch_size=config.batch,
         generator=trial.generator("order"),
-        augment=augment() if config.augment else None,
+        augment=augment(crop=images.shape[-1] // 8, flip=images.shape[1] == 3) if config.augment else None,
     )
     random_loss = train_mode_loss(model, loss_fn, batches)
     return Task(model, loss_fn, batches, tests, answers, groups, random_loss, {config.data: data.fingerprint})
