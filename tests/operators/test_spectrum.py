@@ -1,13 +1,14 @@
 """Power iteration and spectral norms against torch.linalg, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.operators import largest_singular_value, power_iteration
+from thalweg.operators import LayerOperator, largest_singular_value, power_iteration, spectrum
 
 seeds = st.integers(0, 2**31)
 unhurried = settings(deadline=None)  # the machine may be busy with something else
@@ -115,3 +116,35 @@ def test_a_weight_that_is_not_finite_has_no_singular_values(bad):
 
 def test_zero_has_norm_zero():
     assert largest_singular_value(torch.zeros(2, 3)) == 0.0
+
+
+@pytest.fixture
+def only_products(monkeypatch):
+    """As if every layer were too large for a dense SVD."""
+    monkeypatch.setattr(spectrum, "FEW", 0)
+    monkeypatch.setattr(spectrum, "MANY", 0)
+
+
+@pytest.mark.usefixtures("only_products")
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_extremes_of_a_layer_too_large_for_a_dense_svd(shape):
+    A = randn(*shape, seed=0)
+    op, oracle = LayerOperator.of(A), torch.linalg.svdvals(A)
+    # the tolerance of the products is 4e-11 of the largest, which is below 11
+    torch.testing.assert_close(op.singular_values(3), oracle[:3], rtol=0, atol=1e-9)
+    torch.testing.assert_close(op.singular_values(3, which="smallest"), oracle[-3:], rtol=0, atol=1e-9)
+    assert op.spectral_norm() == pytest.approx(oracle[0].item(), rel=1e-10)
+    with pytest.raises(ValueError, match="ask for the k largest or smallest"):
+        op.singular_values()
+
+
+@pytest.mark.usefixtures("only_products")
+def test_values_that_have_not_converged_come_with_a_warning(monkeypatch):
+    few = partial(spectrum.extreme_singular_values, max_vectors=10)
+    monkeypatch.setattr(spectrum, "extreme_singular_values", few)
+    A = randn(60, 60, seed=0)
+    with pytest.warns(
+        UserWarning, match="smallest singular values of .* have not converged after 10 vectors: .* at most"
+    ):
+        value = LayerOperator.of(A).singular_values(1, which="smallest")
+    assert value.item() >= torch.linalg.svdvals(A)[-1].item()

@@ -142,8 +142,13 @@ def studies(wanted: Experiment, results: Sequence[Result]) -> list[Study]:
 
 def _place(wanted: Experiment, result: Result) -> tuple[Any, ...]:
     """Sort key of a result inside its study: numbers by size, names in the experiment's order, then the seed."""
-    swept = [(values, getattr(result.config, key)) for key, values in wanted.sweep.items()]
-    return (*(values.index(value) if isinstance(value, str) else value for values, value in swept), result.seed)
+    place: list[Any] = []
+    for key, values in wanted.sweep.items():
+        value = getattr(result.config, key)
+        place.append(
+            (values.index(value) if value in values else len(values), value) if isinstance(value, str) else value
+        )
+    return (*place, result.seed)
 
 
 def _shared(wanted: Experiment, settings: Settings) -> dict[str, Any]:

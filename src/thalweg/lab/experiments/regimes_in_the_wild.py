@@ -38,6 +38,10 @@ SWEEP: dict[str, tuple[Any, ...]] = {
     "variant": tuple(VARIANTS),
     **dict.fromkeys(("lr", "wd", "affine", "augment", "momentum", "optimizer", "schedule"), ()),
 }
+NOTE = (
+    "Period and warm-up in iterations; means over seeds. Periods of a dozen iterations without spikes of the loss are "
+    "the noise of an equilibrium."
+)
 VERDICTS = ("periodic", "equilibrium", "divergent", "undecided")
 
 
@@ -102,7 +106,7 @@ def analyse(study: Study) -> Findings:
     }
     periodic = [result for result in study.results if result.values.get("cycles", 0) >= 2]
     present = {key: name for key, name in minima.items() if any(key in result.values for result in periodic)}
-    tables = [Table("What became of training", frame, "Period and warm-up in iterations; means over seeds.")]
+    tables = [Table("What became of training", frame, NOTE)]
     if present:
         later = mean_std(periodic, {"variant": "variant"}, present, formats=dict.fromkeys(present, ".2g"))
         tables.append(Table("Minima of successive periods", later, "The epoch before each bottom of the norm."))
