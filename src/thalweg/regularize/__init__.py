@@ -1,0 +1,52 @@
+"""Penalties of a model's weights, by one contract: additive, per layer, scheduled, coupled or decoupled."""
+
+from thalweg.regularize.coefficients import SRIP_CIFAR, SRIP_IMAGENET, Schedule, constant, ramp, srip_table, stair
+from thalweg.regularize.conv_orthogonality import ConvOrthogonality, conv_orthogonality
+from thalweg.regularize.hyperspherical import HypersphericalEnergy, hyperspherical_energy
+from thalweg.regularize.layer import Layer
+from thalweg.regularize.norms import L1, L2, soft_threshold
+from thalweg.regularize.orthogonality import (
+    DoubleSoftOrthogonality,
+    MutualCoherence,
+    SoftOrthogonality,
+    double_soft_orthogonality,
+    mutual_coherence,
+    soft_orthogonality,
+)
+from thalweg.regularize.penalty import LayerPenalty, Penalty, PenaltySum
+from thalweg.regularize.penalty_table import PenaltyRow, PenaltyTable
+from thalweg.regularize.pruning import prune_channels_, taylor_scores
+from thalweg.regularize.srip import SRIP, srip
+
+__all__ = [
+    "L1",
+    "L2",
+    "SRIP",
+    "SRIP_CIFAR",
+    "SRIP_IMAGENET",
+    "ConvOrthogonality",
+    "DoubleSoftOrthogonality",
+    "HypersphericalEnergy",
+    "Layer",
+    "LayerPenalty",
+    "MutualCoherence",
+    "Penalty",
+    "PenaltyRow",
+    "PenaltySum",
+    "PenaltyTable",
+    "Schedule",
+    "SoftOrthogonality",
+    "constant",
+    "conv_orthogonality",
+    "double_soft_orthogonality",
+    "hyperspherical_energy",
+    "mutual_coherence",
+    "prune_channels_",
+    "ramp",
+    "soft_orthogonality",
+    "soft_threshold",
+    "srip",
+    "srip_table",
+    "stair",
+    "taylor_scores",
+]

@@ -1,0 +1,84 @@
+"""A weight of a model as a penalty sees it: where it is, what it is made of, and the matrix its layer applies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["CONVOLUTIONS", "TRANSPOSED", "Layer", "weights_of"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One weight of a model, by the module that applies it.
+
+    Attributes:
+        name: the module's name in the model, "" for the model itself.
+        module: the module.
+        tensor: the name of the weight in the module.
+        input_shape: what the module takes, without the batch axis; known after `LayerPenalty.prepare`.
+        final: whether the module is the last `torch.nn.Linear` of the model: by custom its output layer.
+    """
+
+    name: str
+    module: nn.Module
+    tensor: str = "weight"
+    input_shape: tuple[int, ...] | None = None
+    final: bool = False
+
+    @property
+    def path(self) -> str:
+        """The weight's name in the model, as in ``named_parameters``."""
+        return f"{self.name}.{self.tensor}" if self.name else self.tensor
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether the module's name or the weight's fits."""
+        return bool(pattern.match(self.name) or pattern.match(self.path))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as the module applies it, in float32 or wider."""
+        original = self.module._parameters.get(f"{self.tensor}_orig")
+        if original is None:
+            weight: Tensor = getattr(self.module, self.tensor)
+        else:  # pruned by torch.nn.utils.prune: the attribute is as old as the last forward pass
+            weight = original * getattr(self.module, f"{self.tensor}_mask").to(original.dtype)
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    @property
+    def kernel(self) -> Tensor:
+        """The weight as (groups, out, in, taps…): what every group of output channels does to its input channels."""
+        weight, groups = self.weight, getattr(self.module, "groups", 1)
+        kernel = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        return kernel.transpose(1, 2) if isinstance(self.module, TRANSPOSED) else kernel  # stored as (in, out / groups)
+
+    @property
+    def matrices(self) -> Tensor:
+        """The weight as (groups, m, n) with n = in · taps: one row for each output channel."""
+        return self.kernel.flatten(2)
+
+
+def weights_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:
+    """Every weight of the model with the parameters it is made of: itself, or the originals of its parametrization."""
+    inner = {m for p in model.modules() if isinstance(p, parametrize.ParametrizationList) for m in p.modules()}
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in inner:
+            continue
+        shape, final = shapes.get(name), module in last
+        if parametrize.is_parametrized(module):
+            for tensor, originals in module.parametrizations.items():
+                yield Layer(name, module, tensor, shape, final), tuple(originals.parameters())
+        for tensor, param in module._parameters.items():
+            if param is not None:
+                pruned = tensor.endswith("_orig") and hasattr(module, tensor.removesuffix("_orig") + "_mask")
+                attribute = tensor.removesuffix("_orig") if pruned else tensor
+                yield Layer(name, module, attribute, shape, final), (param,)

@@ -1,0 +1,345 @@
+r"""What every penalty is: a scalar of a model's weights, the sum over its layers of c(t) · f_l · R(W_l).
+
+R is the penalty of one layer, a pure function of its weight; c(t) is the coefficient after t optimizer steps; f_l is a
+factor of the layer, 1 unless a penalty says otherwise. With ``every=N`` the sum is taken at every N-th step, N times as
+strong: the same on average, at a fraction of the cost.
+
+    penalty = SoftOrthogonality(1e-2, exclude="stem") + L2(5e-4)
+    loss = cross_entropy(model(x), y) + penalty(model)        coupled: part of the loss
+    penalty.step_(model, lr)                                  or decoupled: a step of its own beside the optimizer's
+    penalty.advance()                                         once per optimizer step, as a scheduler's step
+
+A penalty of one's own subclasses `LayerPenalty` and defines ``value(layer)``; optionally ``unsuitable(layer)`` (a
+reason to leave the layer out), ``note(layer)`` (a remark in the table) and ``factor(layer)`` (f_l). It draws at random
+from ``self.generator`` only, whose state is part of ``state_dict``; a penalty that needs map sizes reads
+``layer.input_shape``, which `LayerPenalty.prepare` learns from one dry forward.
+
+Rules that hold for all of them:
+
+- Weights are read as ``getattr(module, name)``, so parametrizations and pruning masks are part of what is penalized. A
+  weight shared by several layers counts once. Frozen weights are left out. Whatever is left out is in the table.
+- The arithmetic is done in float32 or wider, with autocast off.
+- Distributed training: add the penalty to the loss on **every** rank. Gradients are averaged, and the average of equal
+  terms is the term. (Random penalties may draw differently on each rank: the average of unbiased terms is unbiased.)
+- Gradient accumulation: add it once per optimizer step, not once per micro-batch.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from fnmatch import translate
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from thalweg.operators.sizes import input_shapes
+from thalweg.regularize.coefficients import Schedule, constant
+from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer, weights_of
+from thalweg.regularize.penalty_table import PenaltyRow, PenaltyTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "CONVOLUTIONS",
+    "TRANSPOSED",
+    "Layer",
+    "LayerPenalty",
+    "Penalty",
+    "PenaltyOptions",
+    "PenaltyRow",
+    "PenaltySum",
+    "PenaltyTable",
+]
+
+PATIENCE = 100  # evaluations at step 0 before a forgotten `advance` is suspected; a line search makes about twenty
+
+
+class PenaltyOptions(TypedDict, total=False):
+    """Options of every `LayerPenalty`, described there."""
+
+    types: tuple[type[nn.Module], ...]
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    schedule: Schedule
+    every: int
+    generator: torch.Generator | None
+
+
+class Penalty(nn.Module):
+    """What `LayerPenalty` and `PenaltySum` have in common."""
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """The penalty of the model's weights at this step: a scalar to add to the loss."""
+        raise NotImplementedError
+
+    def per_layer(self, model: nn.Module) -> PenaltyTable:
+        """The penalty of every weight, and what is not regularized and why; draws nothing from the generators."""
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module, sample: Tensor | tuple[Any, ...]) -> Self:
+        """Learn every layer's input shape from one forward pass of ``sample``; returns the penalty."""
+        raise NotImplementedError
+
+    def advance(self, steps: int = 1) -> None:
+        """Count an optimizer step, as ``scheduler.step()`` does: schedules and ``every`` go by this count."""
+        raise NotImplementedError
+
+    def step_(self, model: nn.Module, lr: float) -> None:
+        """Move the weights by ``-lr`` times the penalty's gradient, past the optimizer: its state and ``.grad`` stay.
+
+        The decoupled form, as AdamW's weight decay: called before or after ``optimizer.step()`` in place of adding the
+        penalty to the loss. (AdamW decays before its step: then `L2` gives AdamW itself.)
+        """
+        with torch.enable_grad():
+            value = self(model)
+        if not value.requires_grad:  # not at this step
+            return
+        params = [param for param in model.parameters() if param.requires_grad]
+        gradients = torch.autograd.grad(value, params, allow_unused=True)
+        with torch.no_grad():
+            for param, gradient in zip(params, gradients, strict=True):
+                if gradient is not None:
+                    param.sub_(gradient, alpha=lr)
+
+    def __add__(self, other: Penalty) -> PenaltySum:
+        if not isinstance(other, Penalty):
+            return NotImplemented
+        return PenaltySum(self, other)
+
+
+class PenaltySum(Penalty):
+    """The sum of penalties, each with its own coefficient, schedule and choice of layers; made by ``p + q``."""
+
+    def __init__(self, *penalties: Penalty) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList()
+        for penalty in penalties:
+            self.terms.extend(penalty.terms if isinstance(penalty, PenaltySum) else [penalty])
+
+    def __iter__(self) -> Iterator[Penalty]:
+        for term in self.terms:
+            assert isinstance(term, Penalty)
+            yield term
+
+    def forward(self, model: nn.Module) -> Tensor:
+        total, *others = [term.forward(model) for term in self]
+        for other in others:
+            total = total + other.to(total.device)
+        return total
+
+    def per_layer(self, model: nn.Module) -> PenaltyTable:
+        return PenaltyTable(row for term in self for row in term.per_layer(model))
+
+    def prepare(self, model: nn.Module, sample: Tensor | tuple[Any, ...]) -> Self:
+        for term in self:
+            term.prepare(model, sample)
+        return self
+
+    def advance(self, steps: int = 1) -> None:
+        for term in self:
+            term.advance(steps)
+
+    def step_(self, model: nn.Module, lr: float) -> None:
+        """The terms' own steps one after the other: a proximal step stays proximal."""
+        for term in self:
+            term.step_(model, lr)
+
+
+class LayerPenalty(Penalty):
+    """c(t) Σ_l f_l R(W_l) over the chosen layers of a model; subclasses say what R is.
+
+    Args:
+        coefficient: c >= 0.
+        types: modules whose ``weight`` is regularized; by default those of the class, `DEFAULT_TYPES`.
+        include: shell patterns (``"blocks.*.conv1"``); a weight needs one that matches its module's name or its own.
+        exclude: patterns of weights to leave out. A pattern that matches nothing in the model is an error.
+        schedule: t -> factor of c, a pure function of the number of optimizer steps; see `thalweg.regularize.constant`.
+        every: N: evaluate at every N-th step only, with N times the coefficient.
+        generator: source of all random draws.
+
+    Raises:
+        ValueError: an option out of range; on evaluation, a model in which nothing is selected.
+    """
+
+    DEFAULT_TYPES: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+    ALL_TENSORS: ClassVar[bool] = False  # regularize every parameter of the modules, not ``weight`` alone
+
+    def __init__(
+        self,
+        coefficient: float = 1.0,
+        *,
+        types: tuple[type[nn.Module], ...] | None = None,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        schedule: Schedule | None = None,
+        every: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not coefficient >= 0:
+            raise ValueError(f"the coefficient of a penalty must be >= 0, got {coefficient}")
+        if every < 1:
+            raise ValueError(f"every={every}: a penalty is evaluated at every N-th step with N >= 1")
+        self.coefficient = coefficient
+        self.types = self.DEFAULT_TYPES if types is None else types
+        self.include = {p: re.compile(translate(p)) for p in ([include] if isinstance(include, str) else include)}
+        self.exclude = {p: re.compile(translate(p)) for p in ([exclude] if isinstance(exclude, str) else exclude)}
+        self.schedule = constant() if schedule is None else schedule
+        self.every = every
+        self.generator = generator
+        self.input_shapes: dict[str, tuple[int, ...]] = {}
+        self._timed = schedule is not None or every > 1
+        self._evaluations = 0
+        self.step = 0
+        self.advance(0)
+
+    # What a subclass defines
+
+    def value(self, layer: Layer) -> Tensor:
+        """R(W): a scalar, differentiable in the layer's weight."""
+        raise NotImplementedError
+
+    def unsuitable(self, layer: Layer) -> str:
+        """Why the penalty has no meaning for this layer; "" if it has."""
+        return ""
+
+    def note(self, layer: Layer) -> str:
+        """A remark for the table."""
+        return ""
+
+    def factor(self, layer: Layer) -> float:
+        """f_l."""
+        return 1.0
+
+    # What every penalty does
+
+    def forward(self, model: nn.Module) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._sum(model)
+        if self._timed and self.step == 0:
+            self._suspect_forgotten_advance()
+        with parametrize.cached():  # a parametrized weight is computed once, however often it is looked at
+            return self._sum(model)
+
+    def _sum(self, model: nn.Module) -> Tensor:
+        layers = self.layers(model)
+        device = next(layers[0].module.parameters()).device
+        total = torch.zeros((), device=device)
+        if not self._due:
+            return total
+        with torch.autocast(device_type=device.type, enabled=False):
+            for layer in layers:
+                total = total + self.factor(layer) * self.value(layer).to(device)
+        return self._scale.to(total.dtype) * total
+
+    @torch.no_grad()
+    def per_layer(self, model: nn.Module) -> PenaltyTable:
+        state = None if self.generator is None else self.generator.get_state()
+        devices = {param.device for param in model.parameters() if param.device.type != "cpu"}
+        kind = next((device.type for device in devices), "cuda")
+        with torch.random.fork_rng([device.index for device in devices], device_type=kind):
+            table = PenaltyTable(self._row(entry) for entry in self._select(model))
+        if self.generator is not None and state is not None:
+            self.generator.set_state(state)
+        return table
+
+    def prepare(self, model: nn.Module, sample: Tensor | tuple[Any, ...]) -> Self:
+        self.input_shapes = dict(input_shapes(model, sample))
+        return self
+
+    def advance(self, steps: int = 1) -> None:
+        self.step += steps
+        self._due = self.step % self.every == 0
+        # A tensor, so that a compiled penalty is not compiled anew for every value of the schedule.
+        self._scale = torch.tensor(self.every * self.coefficient * self.schedule(self.step), dtype=torch.float64)
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The weights that are regularized.
+
+        Raises:
+            ValueError: none is, or a pattern matches nothing.
+        """
+        entries = self._select(model)
+        layers = [layer for layer, reason in entries if not reason]
+        if not layers:
+            reasons = "; ".join(f"{layer.path}: {why}" for layer, why in entries[:5]) or "it has no parameters"
+            raise ValueError(f"{type(self).__name__} regularizes no weight of the given model ({reasons})")
+        return layers
+
+    def get_extra_state(self) -> dict[str, Any]:
+        state = None if self.generator is None else self.generator.get_state()
+        return {"step": self.step, "generator": state, "input_shapes": self.input_shapes}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.step, self.input_shapes = state["step"], dict(state["input_shapes"])
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
+        self.advance(0)
+
+    def extra_repr(self) -> str:
+        return f"{self.coefficient}, include={[*self.include]}, exclude={[*self.exclude]}, every={self.every}"
+
+    def _select(self, model: nn.Module) -> list[tuple[Layer, str]]:
+        """Every weight of the model and why it is left out, "" if it is not."""
+        entries: list[tuple[Layer, str]] = []
+        seen: dict[tuple[int, ...], str] = {}
+        unmatched = {**self.include, **self.exclude}
+        for layer, parts in weights_of(model, self.input_shapes):
+            unmatched = {text: pattern for text, pattern in unmatched.items() if not layer.matches(pattern)}
+            key = tuple(id(part) for part in parts)
+            reason = f"counted once, as {seen[key]}" if key in seen else self._reason(layer, parts)
+            if not reason:
+                seen[key] = layer.path
+            entries.append((layer, reason))
+        if unmatched:
+            raise ValueError(
+                f"{type(self).__name__}: no weight of the model matches {', '.join(sorted(map(repr, unmatched)))}; "
+                "patterns are compared with names of modules and of their weights, as in model.named_parameters()"
+            )
+        return entries
+
+    def _reason(self, layer: Layer, parts: Sequence[Tensor]) -> str:
+        """Why a weight is left out; "" if it is not."""
+        if not isinstance(layer.module, self.types):
+            return f"{type(layer.module).__name__} is not among the types of this penalty"
+        if not self.ALL_TENSORS and layer.tensor != "weight":
+            return "not the weight of its layer"
+        if not self.ALL_TENSORS and layer.weight.ndim < 2:
+            return "not a matrix: it has fewer than two dimensions"
+        if not any(layer.matches(pattern) for pattern in self.include.values()):
+            return "not included by name"
+        for text, pattern in self.exclude.items():
+            if layer.matches(pattern):
+                return f"excluded by {text!r}"
+        if not any(part.requires_grad for part in parts):
+            return "frozen: it does not require a gradient"
+        if parts[0].is_complex():
+            return "complex weights are not supported"
+        if parts[0].numel() == 0:
+            return "it has no elements"
+        return self.unsuitable(layer)
+
+    def _row(self, entry: tuple[Layer, str]) -> PenaltyRow:
+        layer, reason = entry
+        weight, penalty = layer.weight, type(self).__name__
+        if reason:
+            return PenaltyRow(penalty, layer.path, tuple(weight.shape), None, 0.0, reason)
+        with torch.autocast(device_type=weight.device.type, enabled=False):
+            value = float(self.value(layer))
+        coefficient = self.coefficient * self.schedule(self.step) * self.factor(layer)
+        note = self.note(layer) if weight.isfinite().all() else "the weight is not finite"
+        return PenaltyRow(penalty, layer.path, tuple(weight.shape), value, coefficient, note)
+
+    def _suspect_forgotten_advance(self) -> None:
+        self._evaluations += 1
+        if self._evaluations == PATIENCE:
+            warnings.warn(
+                f"{type(self).__name__} has a schedule or every > 1 and was evaluated {PATIENCE} times at step 0: call "
+                "its advance() once per optimizer step",
+                stacklevel=4,
+            )
