@@ -50,7 +50,17 @@ class Config(ScaleSettings):
 
 PRESETS = {
     "quick": Preset("90 s", 3),
-}
+    "laptop": Preset(
+        "25 min", 2,
+        {"data": "cifar10", "samples": 640, "tests": 500, "network": "convnet", "width": 8, "batch": 64, "epochs": 400},
+        {"lr": (0.1, 0.3), "wd": (1e-2, 3e-2), "elr": (0.0, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)},
+    ),
+    "paper": Preset(
+        "5 d on a CPU, estimated; made for a GPU", 1,
+        {"data": "cifar10", "samples": 0, "network": "convnet", "width": 32, "epochs": 1000},
+        {"lr": (1e-3, 1e-2, 3e-2, 1.0), "wd": (1e-3,), "elr": (0.0, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3)},
+    ),
+}  # fmt: skip
 
 
 def plan(
