@@ -9,7 +9,7 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["invariance", "nn", "operators", "optim"]
+__all__ = ["curvature", "invariance", "landscape", "lecture", "nn", "operators", "optim", "regularize"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,0 +1,177 @@
+"""The loss of a model on fixed data as a function L(θ) of its trainable parameters, seen as one vector.
+
+Measuring never touches the model: parameters are replaced by `torch.func.functional_call`, and buffers by copies, so
+that a batch normalization in training mode uses the statistics of its batch and leaves the running ones as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+__all__ = [
+    "LossFunction",
+    "Objective",
+    "batches_of",
+    "evaluate",
+    "flat_parameters",
+    "require_fixed_function",
+    "require_independent_samples",
+]
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+def batches_of(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Batches (input, target) of ``data``: one pair of tensors, or an iterable of pairs that can be read again.
+
+    Raises:
+        TypeError: an iterator, which could be read only once.
+        ValueError: there are no samples.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
+        data = [data]
+    if isinstance(data, Iterator):
+        raise TypeError("data is an iterator, which can be read only once: give a pair (inputs, targets) or a list")
+    empty = True
+    for x, y in data:
+        if _count(x, y):
+            empty = False
+            yield x, y
+    if empty:
+        raise ValueError("data has no samples: give at least one batch (input, target)")
+
+
+def flat_parameters(model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+    """Trainable parameters by name, detached, and all of them as one vector, in that order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    params = {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
+    if not params:
+        raise ValueError("the model has no trainable parameter: set requires_grad on those that span the landscape")
+    return params, torch.cat([param.reshape(-1) for param in params.values()])
+
+
+def require_independent_samples(model: nn.Module) -> None:
+    """Refuse a model whose loss on one sample depends on the batch around it.
+
+    Raises:
+        ValueError: a normalization by batch statistics.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{name or 'the model'} normalizes by the statistics of the batch, so a sample has no loss of its own: "
+                "call model.eval() and give the layer running statistics"
+            )
+
+
+def require_fixed_function(model: nn.Module) -> None:
+    """Refuse a model that draws at random.
+
+    Raises:
+        ValueError: active dropout.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p:
+            raise ValueError(f"{name} drops at random, so the loss is no function: call {name}.eval() first")
+
+
+def evaluate(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Any:
+    """The model's output with other parameters, and copies of its buffers."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    return functional_call(model, {**buffers, **params}, (x,))
+
+
+class Objective:
+    """L(θ), its gradient and its Hessian's products; the mean over all samples of ``data``.
+
+    Args:
+        model: called as ``model(input)``, in the mode it is in.
+        loss_fn: ``loss_fn(output, target)``, the mean over the batch.
+        data: a pair (inputs, targets), or batches that can be read more than once.
+
+    Raises:
+        ValueError: no trainable parameter, or active dropout.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> objective = Objective(model, nn.functional.mse_loss, (torch.ones(1, 1), torch.zeros(1, 1)))
+    >>> loss, gradient = objective.gradient(torch.tensor([3.0]))
+    >>> loss.item(), gradient.tolist(), objective.products(torch.tensor([3.0]))(torch.tensor([1.0])).tolist()
+    (9.0, [6.0], [2.0])
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, data: Any) -> None:
+        require_fixed_function(model)
+        self.model, self.loss_fn, self.data = model, loss_fn, data
+        self.params, self.theta = flat_parameters(model)
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """The vector θ cut into parameters."""
+        parts = torch.split(theta, [param.numel() for param in self.params.values()])
+        return {
+            name: part.view_as(param).to(param.dtype)
+            for (name, param), part in zip(self.params.items(), parts, strict=True)
+        }
+
+    @torch.no_grad()
+    def value(self, theta: Tensor) -> Tensor:
+        """L(θ), a scalar; it may be infinite or NaN."""
+        params, total, n = self.named(theta), theta.new_zeros(()), 0
+        for x, y in batches_of(self.data):
+            total, n = total + _count(x, y) * self._loss(params, x, y), n + _count(x, y)
+        return total / n
+
+    def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """L(θ) and ∇L(θ)."""
+        total, gradient, n = theta.new_zeros(()), torch.zeros_like(theta), 0
+        for x, y in batches_of(self.data):
+            loss, _, g = self._differentiate(theta, x, y, create_graph=False)
+            size = _count(x, y)
+            total, gradient, n = total + size * loss.detach(), gradient.add_(g, alpha=size), n + size
+        return total / n, gradient / n
+
+    def products(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """Products v -> H(θ) v. One batch keeps its graph for all of them; several batches rebuild theirs in turn."""
+        batches = list(batches_of(self.data))
+        n = sum(_count(x, y) for x, y in batches)
+        kept = self._differentiate(theta, *batches[0], create_graph=True) if len(batches) == 1 else None
+
+        def product(v: Tensor) -> Tensor:
+            total = torch.zeros_like(theta)
+            for x, y in batches:
+                _, leaf, gradient = kept or self._differentiate(theta, x, y, create_graph=True)
+                if gradient.requires_grad:  # a loss linear in θ has no second derivative
+                    (Hv,) = torch.autograd.grad(
+                        gradient, leaf, v, retain_graph=kept is not None, materialize_grads=True
+                    )
+                    total.add_(Hv, alpha=_count(x, y) / n)
+            return total
+
+        return product
+
+    def _loss(self, params: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
+        loss = self.loss_fn(evaluate(self.model, params, x), y)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError("loss_fn must return a scalar tensor, the mean over the batch")
+        return loss.reshape(())
+
+    def _differentiate(self, theta: Tensor, x: Any, y: Any, *, create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            loss = self._loss(self.named(leaf), x, y)
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph)
+        return loss, leaf, gradient
+
+
+def _count(x: Any, y: Any) -> int:
+    """Samples in a batch: the length of the input, or of the target where the input is no tensor."""
+    return len(x) if isinstance(x, Tensor) else len(y)

@@ -1,0 +1,118 @@
+"""The tracker against dense Hessians along a training run, and the products it spends."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from thalweg.landscape import EdgeOfStability
+from thalweg.landscape.edge_of_stability import ritz_top
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def top_eigenvalue(model, loss_fn, data):
+    names, params = zip(*model.named_parameters(), strict=True)
+    sizes = [p.numel() for p in params]
+
+    def loss(vector):
+        parts = torch.split(vector, sizes)
+        named = {n: part.view_as(p) for n, p, part in zip(names, params, parts, strict=True)}
+        return loss_fn(torch.func.functional_call(model, named, (data[0],)), data[1])
+
+    H = torch.autograd.functional.hessian(loss, torch.cat([p.detach().reshape(-1) for p in params]))
+    return torch.linalg.eigvalsh(H)[-1].item()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def classes(n=30):
+    return torch.randn(n, 4, generator=draw(), dtype=torch.float64), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_follows_the_dense_hessian_through_training(kind):
+    model, data = network(), classes()
+    make = {"sgd": lambda p: torch.optim.SGD(p, lr=0.5), "adam": lambda p: torch.optim.Adam(p, lr=0.01)}[kind]
+    optimizer = make(model.parameters())
+    tracker = EdgeOfStability(model, cross_entropy, data, optimizer, products=3, generator=draw())
+    for _ in range(25):
+        row, truth = tracker.measure(), top_eigenvalue(model, cross_entropy, data)
+        assert row.sharpness <= truth + 1e-9  # a Ritz value never exceeds the top eigenvalue
+        assert row.sharpness > 0.99 * truth  # three products behind a moving Hessian
+        assert row.threshold == 2 / optimizer.param_groups[0]["lr"]
+        assert row.ratio == pytest.approx(row.sharpness / row.threshold)
+        optimizer.zero_grad()
+        cross_entropy(model(data[0]), data[1]).backward()
+        optimizer.step()
+    assert [row.step for row in tracker.rows] == list(range(25))
+    assert [row.products for row in tracker.rows[1:]] == [3] * 24
+
+
+def test_gradient_descent_on_a_quadratic_sits_where_it_was():
+    """A constant Hessian: the residual keeps falling as later measurements continue the first."""
+    g = draw(1)
+    x = torch.randn(50, 30, generator=g, dtype=torch.float64)
+    model = nn.Linear(30, 1, bias=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    tracker = EdgeOfStability(
+        model, mse_loss, (x, torch.zeros(50, 1).double()), optimizer, products=2, first=4, generator=g
+    )
+    rows = [tracker.measure() for _ in range(20)]
+    truth = torch.linalg.eigvalsh(2 * x.T @ x / 50)[-1].item()
+    assert rows[-1].residual < 0.1 * rows[0].residual
+    assert rows[-1].sharpness == pytest.approx(truth, rel=1e-3)  # λ errs by the square of the residual
+    assert all(a.sharpness <= b.sharpness + 1e-9 for a, b in itertools.pairwise(rows))
+    assert abs(rows[0].sharpness - truth) < 10 * rows[0].residual
+
+
+def test_reads_the_largest_and_current_rate():
+    model = network()
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": 0.4}]
+    optimizer = torch.optim.SGD(groups)
+    tracker = EdgeOfStability(model, cross_entropy, classes(), optimizer, generator=draw())
+    assert tracker.measure().threshold == 5.0
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    assert tracker.measure().threshold == float("inf")
+
+
+def test_ritz_value_is_the_krylov_space():
+    A = torch.randn(12, 12, generator=draw(), dtype=torch.float64)
+    H, v = A + A.T, torch.randn(12, generator=draw(1), dtype=torch.float64)
+    K = torch.linalg.qr(torch.stack([v, H @ v, H @ H @ v], dim=1)).Q
+    value, vector, residual = ritz_top(H.mv, v, 3)
+    assert value == pytest.approx(torch.linalg.eigvalsh(K.T @ H @ K)[-1].item(), rel=1e-10)
+    assert residual == pytest.approx((H @ vector - value * vector).norm().item(), rel=1e-8)
+    assert float(vector.norm()) == pytest.approx(1)
+    value, _, residual = ritz_top(H.mv, v, 12)
+    assert value == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-10)
+
+
+def test_an_invariant_space_ends_early():
+    calls = []
+    value, _, residual = ritz_top(lambda v: calls.append(1) or 2 * v, torch.ones(5), 4)
+    assert (value, residual, len(calls)) == (pytest.approx(2.0), pytest.approx(0, abs=1e-6), 1)
+    assert ritz_top(lambda v: 0 * v, torch.ones(5), 4)[0] == 0  # a linear loss
+
+
+@pytest.mark.parametrize("options", [{"products": 0}, {"first": 0}])
+def test_products(options):
+    model = network()
+    with pytest.raises(ValueError, match="at least one product"):
+        EdgeOfStability(model, cross_entropy, classes(), torch.optim.SGD(model.parameters(), lr=1), **options)
+
+
+def test_an_optimizer_without_a_rate():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="without lr"):
+        EdgeOfStability(model, cross_entropy, classes(), optimizer)

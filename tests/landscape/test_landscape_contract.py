@@ -1,0 +1,174 @@
+"""What every measurement of a model keeps: the model as it was, its dtype, and one clear sentence for bad input."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from thalweg.landscape import (
+    EdgeOfStability,
+    average_sharpness,
+    bezier_path,
+    filter_normalised_plane,
+    gradient_noise_scale,
+    linear_path,
+    loss_surface,
+    per_sample_losses,
+    sam_sharpness,
+    spherical_path,
+    worst_case_sharpness,
+)
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def other(model):
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for param in twin.parameters():
+            param.add_(0.1 * torch.randn(param.shape, generator=draw(3), dtype=param.dtype))
+    return twin
+
+
+def surface(model, loss_fn, data):
+    return loss_surface(model, loss_fn, data, filter_normalised_plane(model, generator=draw()), [0.0, 0.5], [0.0, 0.5])
+
+
+def edge(model, loss_fn, data):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return EdgeOfStability(model, loss_fn, data, optimizer, first=3, generator=draw()).measure()
+
+
+WHOLE_BATCH = {  # also with batch statistics
+    "surface": surface,
+    "line": lambda m, f, d: linear_path(m, other(m), f, d, points=3),
+    "bezier": lambda m, f, d: bezier_path(m, other(m), f, d, points=3, steps=3, generator=draw()),
+    "sphere": lambda m, f, d: spherical_path(m, other(m), f, d, points=3),
+    "sam": lambda m, f, d: sam_sharpness(m, f, d, radius=0.1),
+    "worst": lambda m, f, d: worst_case_sharpness(m, f, d, radius=0.1, steps=2, generator=draw()),
+    "average": lambda m, f, d: average_sharpness(m, f, d, radius=0.1, samples=2, generator=draw()),
+    "edge": edge,
+}
+PER_SAMPLE = {"losses": per_sample_losses, "noise": gradient_noise_scale}
+ALL = WHOLE_BATCH | PER_SAMPLE
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def images(n=8):
+    g = draw(1)
+    return torch.randn(n, 2, 6, 6, generator=g, dtype=torch.float64), torch.randint(3, (n,), generator=g)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_model_is_left_as_it_was(name):
+    model = network().train(name in WHOLE_BATCH)
+    model[4].eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = copy.deepcopy(model.state_dict())
+    ALL[name](model, cross_entropy, images())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert model[1].training == (name in WHOLE_BATCH)
+    assert all(param.requires_grad for param in model.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_global_random_state_is_not_used(name):
+    model = network().train(name in WHOLE_BATCH)
+    model[4].eval()
+    state = torch.get_rng_state()
+    ALL[name](model, cross_entropy, images())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_batches_add_up_to_the_whole(name):
+    """A loader of uneven batches is the whole set, as long as samples do not see each other."""
+    model = network().eval()
+    if name in ("line", "bezier", "sphere"):
+        model[1] = nn.Identity()  # running statistics are refused there
+    x, y = images(9)
+    whole, parts = (
+        ALL[name](model, cross_entropy, data) for data in [(x, y), list(zip(x.split(4), y.split(4), strict=True))]
+    )
+    if name == "bezier":  # takes one batch a step
+        whole, parts = whole.losses[[0, -1]], parts.losses[[0, -1]]
+    whole, parts = (getattr(found, "losses", found) for found in (whole, parts))
+    if not isinstance(whole, (torch.Tensor, float)):
+        whole, parts = (list(vars(found).values()) for found in (whole, parts))
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)  # float64, sums in another order
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_active_dropout(name):
+    model = network().train()
+    model[1].eval()
+    with pytest.raises(ValueError, match="4 drops at random"):
+        ALL[name](model, cross_entropy, images())
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_batch_statistics_where_samples_must_be_apart(name):
+    with pytest.raises(ValueError, match=r"1 normalizes by the statistics of the batch"):
+        ALL[name](network().train(), cross_entropy, images())
+
+
+@pytest.mark.parametrize("name", ["line", "bezier", "sphere"])
+def test_running_statistics_on_a_path(name):
+    with pytest.raises(ValueError, match="running statistics, which belong to the ends"):
+        ALL[name](network().eval(), cross_entropy, images())
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("data", [[], (torch.ones(0, 4), torch.ones(0, dtype=torch.long))])
+def test_no_data(name, data):
+    with pytest.raises(ValueError, match="no samples"):
+        ALL[name](nn.Linear(4, 3), cross_entropy, data)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_iterator(name):
+    with pytest.raises(TypeError, match="read only once"):
+        ALL[name](nn.Linear(4, 3), cross_entropy, iter([(torch.ones(2, 4), torch.zeros(2, dtype=torch.long))]))
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"losses"}))
+def test_nothing_to_train(name):
+    frozen = nn.Linear(4, 3).requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        ALL[name](frozen, cross_entropy, (torch.ones(2, 4), torch.zeros(2, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE_BATCH))
+def test_a_loss_per_sample_where_one_is_needed(name):
+    data = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="scalar tensor, the mean over the batch"):
+        ALL[name](nn.Linear(4, 3), nn.CrossEntropyLoss(reduction="none"), data)
+
+
+@pytest.mark.parametrize("name", ["sam", "worst", "average", "edge"])
+def test_a_loss_that_is_not_finite(name):
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, float("inf"))
+    with pytest.raises(ValueError, match="not finite|the loss is nan"):
+        ALL[name](model, cross_entropy, (torch.ones(2, 4), torch.zeros(2, dtype=torch.long)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_an_accelerator_runs_everything(name):
+    device = torch.accelerator.current_accelerator()
+    model = network().float().eval().to(device)
+    model[1] = nn.Identity()
+    x, y = images()
+    assert ALL[name](model, cross_entropy, (x.float().to(device), y.to(device))) is not None
