@@ -1,0 +1,192 @@
+r"""What the frame inequality looks like in every layer of a model: true spectrum, Gershgorin's circles, the seed's R.
+
+For each layer the Gram matrix V that ``side`` means (WᵀW, or WWᵀ for m < n): its extreme eigenvalues from singular
+values of the operator (all of them for small layers and on the torus, Lanczos elsewhere), the hull of its circles,
+which contains them, and R. Between the two lies the gap that makes R = 0 sufficient only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.operators import LayerOperator, extreme_singular_values, input_shapes
+from thalweg.operators.spectrum import known_singular_values
+from thalweg.regularize.gershgorin import circle_hinge, circles, taps_of_kernel
+from thalweg.regularize.gram import LayerMap, Side, grouped_kernel, unsupported
+from thalweg.regularize.row_types import make_plan
+
+__all__ = ["FrameRow", "FrameTable", "frame_report"]
+
+LANCZOS_VECTORS = 256  # for layers too large for all singular values
+
+
+@dataclass(frozen=True)
+class FrameRow:
+    """One layer; every number is None for a layer that the frame regularizer leaves out.
+
+    Attributes:
+        name: the module's name.
+        m: outputs.
+        n: inputs.
+        side: "col" if V = WᵀW, "read" if it is that on the inputs that are read, "row" if V = WWᵀ.
+        lambda_min: smallest eigenvalue of V.
+        lambda_max: largest.
+        circle_min: lowest point of Gershgorin's circles; at most lambda_min.
+        circle_max: highest point; at least lambda_max.
+        R: the seed's penalty for the bounds asked for.
+        violating: share of V's rows whose circle is not inside [A, B].
+        lost: dimensions of the input that do not reach the output, n - rank W.
+        note: why the layer is left out, what cannot hold for it, or which number is an estimate.
+    """
+
+    name: str
+    m: int | None = None
+    n: int | None = None
+    side: str = ""
+    lambda_min: float | None = None
+    lambda_max: float | None = None
+    circle_min: float | None = None
+    circle_max: float | None = None
+    R: float | None = None
+    violating: float | None = None
+    lost: int | None = None
+    note: str = ""
+
+    @property
+    def condition(self) -> float | None:
+        """λ_max / λ_min of V; the layer's own condition number is its square root."""
+        if self.lambda_min is None or self.lambda_max is None:
+            return None
+        return self.lambda_max / self.lambda_min if self.lambda_min else math.inf
+
+
+class FrameTable(list[FrameRow]):
+    """Rows for every module with a weight matrix or kernel; printing gives a Markdown table and the reasons."""
+
+    @property
+    def skipped(self) -> list[FrameRow]:
+        """Layers that are left out; their notes say why."""
+        return [row for row in self if row.R is None]
+
+    def __str__(self) -> str:
+        names = ["layer", "m", "n", "side", "λ_min", "λ_max", "condition", "circles", "R", "violating", "lost", "note"]
+        lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        for row in self:
+            if row.R is None:
+                continue
+            circle = f"{row.circle_min:.3g} … {row.circle_max:.3g}"
+            numbers = [f"{x:.3g}" for x in (row.lambda_min, row.lambda_max, row.condition)]
+            cells = [row.name, str(row.m), str(row.n), row.side, *numbers, circle, f"{row.R:.3g}"]
+            lost = "?" if row.lost is None else str(row.lost)
+            lines.append(f"| {' | '.join([*cells, f'{row.violating:.0%}', lost, row.note])} |")
+        if self.skipped:
+            lines += ["", "Left out:", *(f"- {row.name}: {row.note}" for row in self.skipped)]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def frame_report(
+    model: nn.Module, input_shape: Sequence[int], *, lower: float = 0.5, upper: float = 2.0, side: Side = "auto"
+) -> FrameTable:
+    """The frame bounds of every dense layer and convolution of a model.
+
+    Args:
+        model: any model that takes one tensor; it is run once, on zeros.
+        input_shape: of one input, without the batch axis.
+        lower: A, for R and the share of violating rows.
+        upper: B.
+        side: which Gram matrix, see `thalweg.regularize.gram_side`.
+
+    Returns:
+        A row for every layer, in the model's order.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> _ = nn.init.eye_(layer.weight)
+    >>> row = frame_report(layer, (2,))[0]
+    >>> row.lambda_min, row.lambda_max, row.condition, row.R, row.lost
+    (1.0, 1.0, 1.0, 0.0, 0)
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    shapes = input_shapes(model, like.new_zeros(1, *input_shape))
+    table = FrameTable()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim < 2:
+            continue
+        reason = unsupported(module)
+        if not reason and name in shapes.unused:
+            reason = "the forward pass did not reach it"
+        if reason:
+            table.append(FrameRow(name, note=reason))
+            continue
+        notes = [] if weight.requires_grad else ["frozen"]
+        if name in shapes.several:
+            notes.append(
+                f"used on maps of several sizes, {', '.join(map(str, shapes.several[name]))}; this is the first"
+            )
+        table.append(_row(name, module, weight, shapes.get(name), lower, upper, side, notes))
+    return table
+
+
+def _row(
+    name: str,
+    module: nn.Module,
+    weight: Tensor,
+    shape: Sequence[int] | None,
+    lower: float,
+    upper: float,
+    side: Side,
+    notes: list[str],
+) -> FrameRow:
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    layer_map = LayerMap.of_module(module, weight, shape)
+    m, n = layer_map.shape
+    choice = layer_map.gram_side(side)
+    notes += [choice.note] if choice.note else []
+    if not choice.gram:
+        return FrameRow(name, m, n, note="; ".join(notes))
+    if not weight.isfinite().all():
+        nan = math.nan
+        remark = "; ".join([*notes, "the weight is not finite"])
+        return FrameRow(name, m, n, choice.gram, nan, nan, nan, nan, nan, nan, None, remark)
+    plan = make_plan(layer_map.axes, choice.gram)
+    S, v, _ = circles(taps_of_kernel(grouped_kernel(weight, layer_map.groups), choice.gram), plan)
+    A = lower if choice.bounded_below else -math.inf
+    R, _, _ = circle_hinge(S, v, plan, A, upper)
+    outside = ((2 * v - S < A) | (upper < S)).to(S).mean((1, 2))
+    smallest, largest, rank, remark = _extremes(LayerOperator.of(module, shape, weight=weight), layer_map.read)
+    notes += [remark] if remark else []
+    rows = {"col": n, "read": layer_map.read, "row": m}[choice.gram]
+    return FrameRow(
+        name,
+        m,
+        n,
+        choice.gram,
+        smallest if rows <= min(m, n) else 0.0,
+        largest,
+        float((2 * v - S).min()),
+        float(S.max()),
+        float(R),
+        float((plan.share.to(S) * outside).sum()),
+        None if rank is None else n - rank,
+        "; ".join(notes),
+    )
+
+
+def _extremes(operator: LayerOperator, read: int) -> tuple[float, float, int | None, str]:
+    """Smallest and largest of the min(m, read) squared singular values, the rank, and a remark."""
+    negligible = max(operator.shape) * torch.finfo(operator.weight.dtype).eps
+    sigma = known_singular_values(operator)
+    if sigma is not None:
+        rank = int((sigma > negligible * sigma[0]).sum())
+        return float(sigma[min(len(sigma), read) - 1]) ** 2, float(sigma[0]) ** 2, rank, ""
+    found = extreme_singular_values(operator, smallest=1, max_vectors=LANCZOS_VECTORS)
+    smallest, largest = float(found.smallest[-1]), float(found.largest[0])
+    full = found.converged and smallest > max(negligible * largest, found.residual)
+    note = "" if found.converged else "λ_min is an upper estimate: Lanczos has not converged"
+    return smallest**2, largest**2, min(operator.shape) if full else None, note

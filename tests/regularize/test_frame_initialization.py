@@ -1,0 +1,118 @@
+"""Tight frames and delta-orthogonal kernels: true spectra of the initialized operators."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from thalweg.operators import LayerOperator
+from thalweg.regularize.frame import frame_penalty
+from thalweg.regularize.initialization import frame_init_, tight_frame
+
+A, B = 0.5, 2.0
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 10.0), st.integers(0, 50))
+def test_a_tight_frame_has_one_eigenvalue(m, n, bound, seed):
+    M = tight_frame(m, n, bound=bound, generator=draw(seed), dtype=torch.float64)
+    assert M.shape == (m, n)
+    V = M.T @ M if m >= n else M @ M.T
+    torch.testing.assert_close(V, bound * torch.eye(min(m, n), dtype=torch.float64), rtol=0, atol=1e-13 * bound)
+
+
+def test_tight_frames_are_uniform():
+    """E M = 0 and E |M_11|² = c/m: the signs of the QR decomposition would bias the diagonal."""
+    generator = draw()
+    samples = torch.stack([tight_frame(3, 3, generator=generator, dtype=torch.float64) for _ in range(2000)])
+    assert samples.mean(0).abs().max() < 4 * (1 / 3 / 2000) ** 0.5  # four standard errors
+    assert (samples.square().mean(0) - 1 / 3).abs().max() < 0.03
+
+
+LAYERS = {
+    "stride 1": (nn.Conv2d(6, 6, 3, padding=1), "delta-tight frame"),
+    "redundant": (nn.Conv2d(4, 9, 3, padding=1), "delta-tight frame"),
+    "m < n": (nn.Conv2d(9, 4, 3, padding=1), "delta-orthogonal rows"),
+    "stride 2": (nn.Conv2d(4, 8, 3, stride=2, padding=1), "delta-orthogonal rows"),
+    "stride 2, redundant": (nn.Conv2d(2, 10, 3, stride=2, padding=1), "delta-tight frame"),
+    "stride 3": (nn.Conv2d(4, 4, 3, stride=3, padding=1), "delta-orthogonal rows"),
+    "shortcut": (nn.Conv2d(4, 8, 1, stride=2), "delta-tight frame"),
+    "depthwise": (nn.Conv2d(5, 5, 3, padding=1, groups=5), "delta-tight frame"),
+    "groups": (nn.Conv2d(4, 6, 3, padding=1, groups=2), "delta-tight frame"),
+    "circular": (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "delta-tight frame"),
+    "dilated": (nn.Conv2d(4, 4, 3, padding=2, dilation=2), "delta-tight frame"),
+    "valid": (nn.Conv2d(4, 3, 3), "delta-orthogonal rows"),
+    "rectangular": (nn.Conv2d(4, 4, (1, 5), padding=(0, 2)), "delta-tight frame"),
+    "1-D": (nn.Conv1d(3, 3, 3, padding=1), "delta-tight frame"),
+    "3-D": (nn.Conv3d(2, 2, 3, padding=1), "delta-tight frame"),
+    "dense": (nn.Linear(5, 8), "tight frame"),
+    "dense, m < n": (nn.Linear(8, 5), "orthogonal rows"),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["map known", "map unknown"])
+@pytest.mark.parametrize(("layer", "kind"), LAYERS.values(), ids=LAYERS)
+def test_the_true_spectrum_is_one_point(layer, kind, known):
+    axes = layer.weight.ndim - 2
+    shape = (layer.in_channels, *[8, 8, 4][:axes]) if axes else (layer.in_features,)
+    (done,) = frame_init_(layer, A, B, sample=torch.zeros(1, *shape) if known else None, generator=draw())
+    assert done.kind == kind
+    op = LayerOperator.of(layer, shape)
+    values = op.singular_values().square()
+    values = values[values > 1e-6] if kind.endswith("tight frame") else values  # unread pixels have zero columns
+    if known or "stride 3" not in str(layer):
+        torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-5)  # √(A B), in float32
+    assert done.lower == pytest.approx(1.0, abs=1e-5)
+    assert done.upper == pytest.approx(1.0, abs=1e-5)
+    options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups") if axes}
+    R = frame_penalty(
+        layer.weight, shape, lower=A, upper=B, circular=axes and layer.padding_mode == "circular", **options
+    )
+    assert R == 0
+    assert "m < n" not in done.note or kind.endswith("rows")
+
+
+def test_a_model_is_reported_line_by_line():
+    model = nn.Sequential(
+        nn.Embedding(3, 3),
+        nn.Linear(4, 4),
+        parametrizations.orthogonal(nn.Linear(4, 4)),
+        nn.Conv1d(2, 2, 3, padding_mode="reflect", padding=1),
+        nn.Linear(4, 2),
+    )
+    kept = model[4].weight.detach().clone()
+    lines = frame_init_(model, A, B, exclude=["4"], generator=draw())
+    assert [line.name for line in lines] == ["0", "1", "2", "3", "4"]
+    assert [line.kind for line in lines] == ["not initialized", "tight frame", *["not initialized"] * 3]
+    assert ["neither" in lines[0].note, "parametrized" in lines[2].note, "reflect" in lines[3].note] == [True] * 3
+    assert torch.equal(model[4].weight, kept)
+
+
+def test_scale_is_the_geometric_mean_of_the_bounds():
+    layer = nn.Linear(3, 3)
+    frame_init_(layer, 1.0, 9.0, generator=draw())
+    torch.testing.assert_close(layer.weight @ layer.weight.T, 3 * torch.eye(3), rtol=0, atol=1e-5)
+    frame_init_(layer, 0.0, 9.0, generator=draw())
+    torch.testing.assert_close(layer.weight @ layer.weight.T, 4.5 * torch.eye(3), rtol=0, atol=1e-5)
+
+
+def test_draws_come_from_the_generator_alone():
+    state = torch.random.get_rng_state()
+    layers = [nn.utils.skip_init(nn.Linear, 4, 4) for _ in range(3)]
+    for layer, seed in zip(layers, (0, 0, 1), strict=True):
+        frame_init_(layer, A, B, generator=draw(seed))
+    assert torch.equal(layers[0].weight, layers[1].weight)
+    assert not torch.equal(layers[0].weight, layers[2].weight)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_bounds_are_checked():
+    with pytest.raises(ValueError, match="0 <= A <= B"):
+        frame_init_(nn.Linear(2, 2), 2.0, 1.0)
+    with pytest.raises(ValueError, match="B > 0"):
+        frame_init_(nn.Linear(2, 2), 0.0, 0.0)
