@@ -29,6 +29,12 @@ bench:
 	$(bin)/python -m benchmarks.command_line
 	$(bin)/python -m benchmarks.sphere_step
 	$(bin)/python -m benchmarks.monitor_overhead
+	$(bin)/python -m benchmarks.layer_operator
+	$(bin)/python -m benchmarks.frame_penalty
+	$(bin)/python -m benchmarks.penalties
+	$(bin)/python -m benchmarks.curvature
+	$(bin)/python -m benchmarks.per_sample
+	$(bin)/python -m benchmarks.loss_increments
 
 clean:
 	rm -rf .venv runs docs/_build
