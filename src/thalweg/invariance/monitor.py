@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -235,13 +235,28 @@ class ScaleMonitor:
             ratios = self._watch.ratios if self._watch else {}
             found = [_moved(self._before[label], params) for label, params in self._groups.items()]
             numbers = torch.cat([*found, *(ratio.to(found[0]).view(1) for ratio in ratios.values())]).tolist()
-            steps = []
-            for params in self._groups.values():
-                (rho, grad, dot, next_rho, chord), numbers = numbers[:5], numbers[5:]
-                steps.append(_Step(rho, grad, dot, next_rho, chord, *self._rates(params)))
-            self.rows.append(self._row(steps, dict(zip(ratios, numbers, strict=True))))
+            count = 5 * len(found)
+            moved = [numbers[i : i + 5] for i in range(0, count, 5)]
+            self._append(moved, dict(zip(ratios, numbers[count:], strict=True)))
             ratios.clear()
         self.step += 1
+
+    def record(self, moved: Sequence[Sequence[float]], ratios: Mapping[str, float]) -> None:
+        """Append the row of a step that was measured elsewhere, as for stacked networks; counts the step.
+
+        Args:
+            moved: ρ, |∇f|, <∇f, w>, ρ' and the chord |w/ρ - w'/ρ'| of each group.
+            ratios: normalization layer -> median of σ²/eps.
+        """
+        if self._due():
+            self._append(moved, dict(ratios))
+        self.step += 1
+
+    def _append(self, moved: Sequence[Sequence[float]], ratios: dict[str, float]) -> None:
+        steps = []
+        for params, (rho, grad, dot, next_rho, chord) in zip(self._groups.values(), moved, strict=True):
+            steps.append(_Step(rho, grad, dot, next_rho, chord, *self._rates(params)))
+        self.rows.append(self._row(steps, ratios))
 
     def _rates(self, params: list[Tensor]) -> tuple[float, float]:
         """η and λ of these parameters, nan where they are not all the same."""
@@ -275,7 +290,7 @@ class ScaleMonitor:
                 f"step {self.step}: the variance before {layer!r} is {low[layer]:.3g} times its eps, below "
                 f"alarm={self.alarm:g}: weights before it are no longer scale-invariant",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ from thalweg.lab.experiment import experiment
 from thalweg.lab.files import explained, write_atomic
 from thalweg.lab.plan import Request, trials
 from thalweg.lab.store import RunFolder, Store
-from thalweg.lab.trial import Outcome, execute
+from thalweg.lab.trial import Outcome, execute, execute_together
 
 __all__ = ["cores", "pursue", "unfinished_requests"]
 
@@ -100,10 +101,11 @@ def _map(
     if engine == "slurm":
         yield from _slurm(folders, store, jobs=jobs, data_dir=data_dir)
         return
+    parts = [[folder] for folder in folders] if wait else _parts(folders, jobs)
     from joblib import Parallel, delayed, parallel_config
 
-    task: Callable[..., Outcome] = execute
-    workers = min(jobs, len(folders))
+    task: Callable[..., list[Outcome]] = _execute
+    workers = min(jobs, len(parts))
     if engine == "ray":
         _register_ray()
         config = parallel_config(backend="ray", n_jobs=jobs)
@@ -116,19 +118,41 @@ def _map(
 
     try:
         with config:
-            yield from Parallel(return_as="list" if engine == "ray" else "generator_unordered")(  # Ray's cannot stream
-                delayed(task)(str(store.path), folder.id, data_dir=data_dir, wait=wait) for folder in folders
+            ended = Parallel(return_as="list" if engine == "ray" else "generator_unordered")(  # Ray's cannot stream
+                delayed(task)(str(store.path), [folder.id for folder in part], data_dir=data_dir, wait=wait)
+                for part in parts
             )
+            for outcomes in ended:
+                yield from outcomes
     except TerminatedWorkerError as error:
         raise LabError(
             "a worker process was killed from outside, perhaps for want of memory: go on with `thalweg resume --jobs 1`"
         ) from error
 
 
-def _attended(parent: int, runs: str, run_id: str, *, data_dir: str | None, wait: bool) -> Outcome:
-    """`execute` in a worker process that ends when its parent does: an orphan would go on through the whole queue."""
+def _parts(folders: Sequence[RunFolder], jobs: int) -> list[list[RunFolder]]:
+    """Runs that one program may train together, in parts that share out evenly among the jobs; all others alone."""
+    alike: dict[str, list[RunFolder]] = {}
+    for folder in folders:
+        wanted = experiment(folder.point["experiment"])
+        shared = {key: value for key, value in folder.point["config"].items() if key not in wanted.replicas}
+        joins = wanted.run_many is not None and not folder.checkpoint.exists()
+        key = json.dumps([wanted.name, folder.point["seed"], shared], sort_keys=True) if joins else folder.id
+        alike.setdefault(key, []).append(folder)
+    cuts = next(cuts for cuts in range(1, jobs + 1) if cuts * len(alike) % jobs == 0)
+    return [part for group in alike.values() for i in range(cuts) if (part := group[i::cuts])]
+
+
+def _execute(runs: str, run_ids: Sequence[str], *, data_dir: str | None, wait: bool) -> list[Outcome]:
+    if len(run_ids) > 1:
+        return execute_together(runs, run_ids, data_dir=data_dir)
+    return [execute(runs, run_id, data_dir=data_dir, wait=wait) for run_id in run_ids]
+
+
+def _attended(parent: int, runs: str, run_ids: Sequence[str], *, data_dir: str | None, wait: bool) -> list[Outcome]:
+    """`_execute` in a worker process that ends when its parent does: an orphan would go on through the whole queue."""
     _watch(parent)
-    return execute(runs, run_id, data_dir=data_dir, wait=wait)
+    return _execute(runs, run_ids, data_dir=data_dir, wait=wait)
 
 
 @functools.cache

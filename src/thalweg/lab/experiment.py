@@ -10,6 +10,8 @@
     run       (trial, log) -> Ending: one training run, one seed
     analyse   (study) -> Findings: tables, figures and claims
     plan      optional: (settings, sweep, seeds, results) -> the settings wanted, for grids that look at results
+    REPLICAS  optional: the fields in which runs of one seed may differ to be given to ``run_many`` together
+    run_many  optional: (trials, logs) -> an Ending for each: `run` of all of them, with equal results
 
 Experiment modules import torch inside ``run`` only: listing, tables and reports work without it.
 """
@@ -184,6 +186,8 @@ class Experiment:
     run: Callable[..., Ending]
     analyse: Callable[[Study], Findings]
     plan: Plan | None
+    replicas: tuple[str, ...] = ()
+    run_many: Callable[..., list[Ending]] | None = None
 
     def swept(self, preset: str) -> dict[str, tuple[Any, ...]]:
         """What varies inside one study of this preset: field -> values."""
@@ -224,6 +228,8 @@ def experiment(name: str) -> Experiment:
         run=module.run,
         analyse=module.analyse,
         plan=getattr(module, "plan", None),
+        replicas=getattr(module, "REPLICAS", ()),
+        run_many=getattr(module, "run_many", None),
     )
 
 

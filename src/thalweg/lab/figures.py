@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,13 +26,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["DASHES", "MARKERS", "PALETTE", "Run", "curves", "figure", "logarithmic", "png", "save", "svg", "tracks"]
+__all__ = [
+    "DASHES",
+    "MARKERS",
+    "PALETTE",
+    "Run",
+    "curves",
+    "figure",
+    "legend",
+    "logarithmic",
+    "panels",
+    "png",
+    "save",
+    "styled",
+    "svg",
+    "tracks",
+]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C28400", "#3D9BD1")  # blue, vermilion, green, purple, ...
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 THIN: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.8}
+DOTS: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 2.6, "alpha": 0.5, "linestyle": "none"}
 CROSS: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 1.8, "linestyle": "none"}
 
 Run = tuple[Sequence[float], Sequence[float]]
@@ -157,13 +174,93 @@ def tracks(series: Mapping[str, Sequence[Run]], *, xlabel: str, ylabel: str) -> 
             for number, run in enumerate(runs):
                 x, y = (np.asarray(values, dtype=float) for values in run)
                 seen = (x > 0) & (y > 0) & np.isfinite(x * y)
-                end = {"marker": MARKERS[index % len(MARKERS)], "markevery": [-1], "linewidth": 1.1, "alpha": 0.85}
+                end: dict[str, Any] = {
+                    "marker": MARKERS[index % len(MARKERS)],
+                    "markevery": [-1],
+                    "linewidth": 1.1,
+                    "alpha": 0.85,
+                }
                 axes.plot(x[seen], y[seen], label=name if number == 0 else "_", **look, **end)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         logarithmic(axes, "x")
         logarithmic(axes, "y")
         _legend(drawn, set())
     return drawn
+
+
+def panels(
+    views: Mapping[str, Mapping[str, Sequence[Run]]],
+    *,
+    columns: int,
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    dots: Sequence[str] = (),
+    marks: bool = True,
+    **grid: Any,
+) -> Figure:
+    """Small multiples of `curves`: a title and its named runs for each; a name has one look in all of them.
+
+    Args:
+        views: title -> (name -> runs).
+        columns: panels side by side.
+        xlabel: what is along x, with its unit.
+        ylabel: what is along y.
+        logx: logarithmic x.
+        logy: logarithmic y.
+        dots: names whose runs are drawn as points: observations.
+        marks: markers on the lines, too.
+        grid: what `figure` takes besides: width, height, sharex, sharey, ...
+
+    >>> drawn = panels({"a": {"f": [([0, 1], [3.0, 2.0])]}, "b": {}}, columns=2, xlabel="x", ylabel="y")
+    >>> [axes.get_title(loc="left") for axes in drawn.axes]
+    ['a', 'b']
+    """
+    drawn = figure(-(-len(views) // columns), columns, squeeze=False, **grid)
+    names = list(dict.fromkeys(name for view in views.values() for name in view))
+    lines = [name for name in names if name not in dots]
+    signs: set[str] = set()
+    with styled():
+        for axes, (title, view) in zip(drawn.axes, views.items(), strict=False):
+            for name, runs in view.items():
+                if name in dots:
+                    for run in runs:
+                        axes.plot(*run, label=name, zorder=1.5, **DOTS)
+                else:
+                    signs |= _draw(axes, lines.index(name), name, runs, "range", marks)
+            axes.set_title(title, loc="left", fontsize=9)
+            for which, wanted in (("x", logx), ("y", logy)):
+                if wanted:
+                    logarithmic(axes, which)  # type: ignore[arg-type]
+        for axes in drawn.axes[len(views) :]:
+            axes.set_axis_off()
+        drawn.supxlabel(xlabel, fontsize=9)
+        drawn.supylabel(ylabel, fontsize=9)
+        if len(names) > 1:
+            legend(drawn, signs)
+    return drawn
+
+
+def styled() -> AbstractContextManager[None]:
+    """The product's style, for what is drawn on the axes of `figure` by other means."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(_style())
+
+
+def legend(drawn: Figure, signs: Collection[str] = ()) -> None:
+    """The names of all axes above the figure, each once."""
+    first = drawn.axes[0]
+    for axes in drawn.axes[1:]:
+        seen = first.get_legend_handles_labels()[1]
+        for line in axes.lines:
+            name = str(line.get_label())
+            if name not in seen and not name.startswith("_"):
+                look = {key: getattr(line, f"get_{key}")() for key in ("color", "linestyle", "marker", "alpha")}
+                first.plot([], [], label=name, markersize=line.get_markersize(), **look)
+                seen.append(name)
+    _legend(drawn, set(signs))
 
 
 def _legend(drawn: Figure, signs: set[str]) -> None:
@@ -194,7 +291,7 @@ def _columns(names: Sequence[str], width: float) -> int:
     return 1
 
 
-def _draw(axes: Axes, index: int, name: str, runs: Sequence[Run], band: str) -> set[str]:
+def _draw(axes: Axes, index: int, name: str, runs: Sequence[Run], band: str, marks: bool = True) -> set[str]:
     """Draw one name; which of the legend's signs its runs made necessary."""
     import numpy as np
 
@@ -204,6 +301,7 @@ def _draw(axes: Axes, index: int, name: str, runs: Sequence[Run], band: str) -> 
     x, values = _shared(arrays)
     middle = values.mean(axis=0)
     step = max(1, len(x) // 7)
+    marker = marker if marks else ""
     axes.plot(x, middle, marker=marker, markevery=(index * 3 % step, step), label=name, **look)
     if len(arrays) > 1 and len(x):
         spread = values.std(axis=0, ddof=1)

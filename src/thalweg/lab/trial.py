@@ -7,22 +7,22 @@ import json
 import platform
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import thalweg
 from thalweg.lab.errors import LabError
-from thalweg.lab.experiment import Experiment, Settings, experiment
+from thalweg.lab.experiment import Ending, Experiment, Settings, experiment
 from thalweg.lab.files import explained
 from thalweg.lab.store import RunFolder, Store
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Log", "Outcome", "Trial", "execute"]
+__all__ = ["Log", "Outcome", "Trial", "execute", "execute_together"]
 
 
 @dataclass(frozen=True)
@@ -133,21 +133,49 @@ def execute(runs: str, run_id: str, *, data_dir: str | None = None, wait: bool =
         return Outcome(run_id, "refused", str(error))
 
 
-def _attempt(folder: RunFolder, data_dir: Path | None, runs: Path) -> Outcome:
-    import torch
+def execute_together(runs: str, run_ids: Sequence[str], *, data_dir: str | None = None) -> list[Outcome]:
+    """`execute` for runs of one experiment that may be trained as one program; each keeps its folder and its lock.
 
-    torch.set_num_threads(1)  # results are bit-identical for equal thread counts only
-    run_experiment = experiment(folder.point["experiment"])
-    if folder.point["version"] != run_experiment.version:
-        raise LabError(
-            f"run {folder.id} belongs to version {folder.point['version']} of {run_experiment.name}, which is now at "
-            f"{run_experiment.version}: remove it with `thalweg rm {folder.id}`"
-        )
-    config = run_experiment.config(**folder.point["config"])
-    trial = Trial(run_experiment.name, run_experiment.version, config, folder.point["seed"], data_dir, runs)
+    Runs that another process works on, have ended or have begun are left to `execute`. So are all if the common
+    attempt fails: each then goes on from its checkpoint, and says by itself what is wrong.
+    """
+    ended: list[Outcome] = []
+    with ExitStack() as held, suppress(Exception):
+        folders = [folder for folder in map(Store(runs).get, run_ids) if _acquired(folder, held)]
+        fresh = [folder for folder in folders if folder.result() is None and not folder.checkpoint.exists()]
+        if len(fresh) > 1:
+            _run_many(fresh, Path(data_dir) if data_dir else None, Path(runs))
+            ended = [Outcome(folder.id, "done", (folder.result() or {})["outcome"]) for folder in fresh]
+    done = {outcome.id for outcome in ended}
+    return ended + [execute(runs, run_id, data_dir=data_dir) for run_id in run_ids if run_id not in done]
+
+
+def _acquired(folder: RunFolder, held: ExitStack) -> bool:
+    from filelock import Timeout
+
+    try:
+        held.enter_context(folder.lock().acquire(timeout=0))
+    except Timeout:
+        return False
+    return True
+
+
+def _run_many(folders: Sequence[RunFolder], data_dir: Path | None, runs: Path) -> None:
+    known = [_trial(folder, data_dir, runs) for folder in folders]
+    run_experiment, _ = known[0]
+    assert run_experiment.run_many is not None
+    started = time.time()
+    endings = run_experiment.run_many([trial for _, trial in known], [_fresh_log(folder) for folder in folders])
+    for folder, ending in zip(folders, endings, strict=True):
+        _finish(folder, ending, started)
+
+
+def _attempt(folder: RunFolder, data_dir: Path | None, runs: Path) -> Outcome:
+    run_experiment, trial = _trial(folder, data_dir, runs)
     try:
         with explained(folder.path):
-            _run(run_experiment, trial, folder)
+            started = time.time()
+            _finish(folder, run_experiment.run(trial, _fresh_log(folder)), started)
     except LabError as error:
         _note_failure(folder, str(error))
         raise
@@ -158,14 +186,31 @@ def _attempt(folder: RunFolder, data_dir: Path | None, runs: Path) -> Outcome:
     return Outcome(folder.id, "done", result["outcome"] if result else "")
 
 
-def _run(run_experiment: Experiment, trial: Trial, folder: RunFolder) -> None:
+def _trial(folder: RunFolder, data_dir: Path | None, runs: Path) -> tuple[Experiment, Trial]:
+    import torch
+
+    torch.set_num_threads(1)  # results are bit-identical for equal thread counts only
+    run_experiment = experiment(folder.point["experiment"])
+    if folder.point["version"] != run_experiment.version:
+        raise LabError(
+            f"run {folder.id} belongs to version {folder.point['version']} of {run_experiment.name}, which is now at "
+            f"{run_experiment.version}: remove it with `thalweg rm {folder.id}`"
+        )
+    config = run_experiment.config(**folder.point["config"])
+    version, seed = run_experiment.version, folder.point["seed"]
+    return run_experiment, Trial(run_experiment.name, version, config, seed, data_dir, runs)
+
+
+def _fresh_log(folder: RunFolder) -> Log:
     for litter in folder.path.glob(".*.part"):  # of an attempt that was killed while it wrote
         litter.unlink()
     log = Log(folder)
     if not folder.checkpoint.exists():
         log.rewind(0)
-    started = time.time()
-    ending = run_experiment.run(trial, log)
+    return log
+
+
+def _finish(folder: RunFolder, ending: Ending, started: float) -> None:
     folder.write_result(
         {
             "outcome": ending.outcome,

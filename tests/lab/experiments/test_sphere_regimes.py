@@ -13,8 +13,9 @@ from thalweg.invariance.regimes import Label
 from thalweg.lab.data.batches import Batches
 from thalweg.lab.engine import pursue
 from thalweg.lab.experiment import Result, experiment
-from thalweg.lab.experiments.sphere_regimes import FACTOR, LABELS, Config, plan
+from thalweg.lab.experiments.sphere_regimes import FACTOR, SWEEP, Config, plan
 from thalweg.lab.plan import request, studies
+from thalweg.lab.sphere_runs import LABELS
 from thalweg.lab.store import Store
 
 
@@ -44,6 +45,9 @@ def test_the_sweep_is_refined_where_neighbours_differ_and_nowhere_else() -> None
         assert truth(low) == truth(high) or high / low <= FACTOR
     assert len(rates) <= len(sweep["elr"]) + 4  # two halvings of a half-decade at each boundary
     assert plan(Config(preset="quick"), {"elr": [0.5]}, [0], [])[0].elr == 0.5
+    coarse = [result(rate, truth(rate)) for rate in SWEEP["elr"]]
+    unrefined = plan(Config(preset="quick", refine=False), sweep, [0], coarse)
+    assert [settings.elr for settings in unrefined] == list(SWEEP["elr"])
 
 
 def run(words: list[str]) -> Result:

@@ -24,6 +24,7 @@ from thalweg.lab.trial import Log, Trial
 SOURCE = "seed 001, section 3: figures 1, 3 and 4, propositions 1 and 2, corollary 1, theorem 1"
 TITLE = "Periodic behaviour under weight decay"
 VERSION = 1
+REPLICAS = ("lr", "wd", "elr")
 SWEEP: dict[str, tuple[Any, ...]] = {
     "lr": (0.3, 1.0),
     "wd": (1e-3, 3e-3, 1e-2, 3e-2),
@@ -80,6 +81,19 @@ def run(trial: Trial, log: Log) -> Ending:
 
     config: Any = trial.config
     return train_on_sphere(trial, log) if config.elr else train_in_whole_space(trial, log)
+
+
+def run_many(trials: Sequence[Trial], logs: Sequence[Log]) -> list[Ending]:
+    """`run` for several rates: one program for the whole space and one for the sphere, where that is faster."""
+    from thalweg.lab.training.on_sphere import train_together_on_sphere
+    from thalweg.lab.training.whole_space import train_together_in_whole_space
+
+    configs: list[Any] = [trial.config for trial in trials]
+    endings: dict[int, Ending] = {}
+    for train, sphere in ((train_together_on_sphere, True), (train_together_in_whole_space, False)):
+        own = [k for k, config in enumerate(configs) if bool(config.elr) == sphere]
+        endings |= zip(own, train([trials[k] for k in own], [logs[k] for k in own]), strict=True)
+    return [endings[k] for k in range(len(trials))]
 
 
 def analyse(study: Study) -> Findings:

@@ -68,8 +68,12 @@ class Losses:
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         loss = self.loss_fn(output, target)
-        self._seen.append(loss.detach())
+        self.add(loss.detach())
         return loss
+
+    def add(self, loss: Tensor) -> None:
+        """Remember a batch's loss that was computed elsewhere."""
+        self._seen.append(loss)
 
     @property
     def values(self) -> list[float]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -21,13 +23,14 @@ from thalweg.invariance.cycles import Verdict, zigzag
 from thalweg.invariance.equilibrium import cosine_distance, step_tangent
 from thalweg.invariance.norm import joint_norm
 from thalweg.lab.experiment import Ending
-from thalweg.lab.training.loop import fit
+from thalweg.lab.training.lockstep import Run, choose, fit_together, tasks
+from thalweg.lab.training.loop import Fit, fit
 from thalweg.lab.training.monitored import EpochMeans, Losses
-from thalweg.lab.training.scale_invariant import task
+from thalweg.lab.training.scale_invariant import Task, task
 from thalweg.lab.trial import Log, Trial
 from thalweg.optim import SphereSGD
 
-__all__ = ["loss_spikes", "train_in_whole_space"]
+__all__ = ["loss_spikes", "train_in_whole_space", "train_together_in_whole_space"]
 
 Floats = NDArray[np.float64]
 
@@ -51,13 +54,7 @@ def train_in_whole_space(trial: Trial, log: Log) -> Ending:
     """
     config: Any = trial.config
     work = task(trial)
-    if config.norm == "fixed":
-        squared = joint_norm(work.invariant).item() ** 2
-        optimizer: torch.optim.Optimizer = SphereSGD(
-            work.invariant, config.lr / ((1 - config.lr * config.wd) * squared)
-        )
-    else:
-        optimizer = torch.optim.SGD(work.invariant, lr=config.lr, weight_decay=config.wd)
+    optimizer = _optimizer(config, work.invariant)
     losses = Losses(work.loss_fn)
     with warnings.catch_warnings(), ScaleMonitor(work.model, optimizer, work.groups, alarm=0.0) as monitor:
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -70,8 +67,46 @@ def train_in_whole_space(trial: Trial, log: Log) -> Ending:
             epochs=config.epochs,
             log=log,
             rules=[means, losses],
-            measure=lambda epoch: {**work.test(), **means.means()},
+            measure=_measure(work, means),
         )
+    return _ending(config, log, work, means, losses, fitted)
+
+
+def train_together_in_whole_space(trials: Sequence[Trial], logs: Sequence[Log]) -> list[Ending]:
+    """`train_in_whole_space` for runs that differ in scalars only, as one program where that takes less time.
+
+    Args:
+        trials: of one seed; weights, images and their order are the same for all.
+        logs: the runs' logs, none with a checkpoint.
+    """
+    configs: list[Any] = [trial.config for trial in trials]
+    works = tasks(trials)
+    makers = [partial(_optimizer, config) for config in configs]
+    program = choose(works, makers)
+    if program is None:
+        return [train_in_whole_space(trial, log) for trial, log in zip(trials, logs, strict=True)]
+    runs, means, losses = [], [], [Losses(work.loss_fn) for work in works]
+    for work, log, make, lost in zip(works, logs, makers, losses, strict=True):
+        optimizer = make(work.invariant)
+        monitor = ScaleMonitor(work.model, optimizer, work.groups, alarm=0.0)
+        means.append(own := EpochMeans(monitor, KEPT))
+        runs.append(Run(work, optimizer, monitor, [own, lost], log, _measure(work, own), lost))
+    fits = fit_together(runs, program, epochs=configs[0].epochs)
+    return [_ending(*run) for run in zip(configs, logs, works, means, losses, fits, strict=True)]
+
+
+def _optimizer(config: Any, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if config.norm == "fixed":
+        squared = joint_norm(params).item() ** 2
+        return SphereSGD(params, config.lr / ((1 - config.lr * config.wd) * squared))
+    return torch.optim.SGD(params, lr=config.lr, weight_decay=config.wd)
+
+
+def _measure(work: Task, means: EpochMeans) -> Callable[[int], dict[str, float]]:
+    return lambda epoch: {**work.test(), **means.means()}
+
+
+def _ending(config: Any, log: Log, work: Task, means: EpochMeans, losses: Losses, fitted: Fit) -> Ending:
     loss = np.array(losses.values)
     values = {
         "test_error": next(row["test_error"] for row in reversed(log.rows()) if "test_error" in row),
