@@ -110,7 +110,9 @@ def analyse(study: Study) -> Findings:
         "inside": "in theorem 1's interval",
         "within_printed": "1 - cos in bounds",
     }
-    frame = mean_std(free, {"lr": "lr", "wd": "wd"}, columns, formats=dict.fromkeys(columns, ".2g"))
+    shapes = {key: ".0f" if key.startswith(("period", "predicted", "phase")) else ".2g" for key in columns}
+    shapes |= {"cycles": ".1f", "inside": ".3f", "within_printed": ".3f"}
+    frame = mean_std(free, {"lr": "lr", "wd": "wd"}, columns, formats=shapes)
     pairs = dict.fromkeys((_config(result).lr, _config(result).wd) for result in free)
     told = [dict.fromkeys(_verdict(result) for result in study.where(lr=lr, wd=wd, elr=0.0)) for lr, wd in pairs]
     frame.insert(2, "verdict", [" / ".join(verdicts) for verdicts in told])

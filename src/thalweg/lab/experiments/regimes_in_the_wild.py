@@ -96,7 +96,8 @@ def analyse(study: Study) -> Findings:
         "test_error, end": "test error",
     }
     shown = {key: name for key, name in columns.items() if any(key in result.values for result in study.results)}
-    frame = mean_std(study.results, {"variant": "variant"}, shown, formats=dict.fromkeys(shown, ".2g"))
+    shapes = {key: ".0f" if key in ("period", "warm_up") else ".2g" for key in shown}
+    frame = mean_std(study.results, {"variant": "variant"}, shown, formats={**shapes, "cycles": ".1f", "spikes": ".1f"})
     told = [" / ".join(dict.fromkeys(_verdict(r) for r in study.where(variant=name))) for name in frame["variant"]]
     frame.insert(1, "verdict", told)
     minima = {
