@@ -29,6 +29,7 @@ bench:
 	$(bin)/python -m benchmarks.command_line
 	$(bin)/python -m benchmarks.sphere_step
 	$(bin)/python -m benchmarks.monitor_overhead
+	$(bin)/python -m benchmarks.sweep
 	$(bin)/python -m benchmarks.layer_operator
 	$(bin)/python -m benchmarks.frame_penalty
 	$(bin)/python -m benchmarks.penalties
