@@ -8,7 +8,8 @@ All rest on one chain of norms. The block of dz/dθ that belongs to layer p has 
 
 for L + 1 linear layers without biases and ||Λ|| <= 1. The seed takes ||A|| <= √2; the truth is 1/2 (Gershgorin: row c
 of diag(p) - ppᵀ has absolute sum 2 p_c(1 - p_c)), reached at two classes of equal probability. Letters are the seed's:
-``x2`` is |x|², ``w2`` the largest squared weight, C channels, k kernel side, d length, m x n map, L + 1 convolutions.
+``x2`` is the squared norm of x, ``w2`` the largest squared weight, C channels, k kernel side, d length, m x n map,
+L + 1 convolutions.
 
 What the seed prints holds for ||H_O|| with two exceptions: lemma 4 has a ratio upside down, and lemma 3's exponent is
 that of average pooling only. None of it bounds the full ||H||, although the seed replaces one by the other: H_F falls

@@ -38,7 +38,7 @@ __all__ = ["NoiseScale", "gradient_noise_scale", "noise_scale_from_norms"]
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """Unbiased estimates of ``noise`` = tr Σ and ``signal`` = |G|².
+    """Unbiased estimates of ``noise``, tr Σ, and of ``signal``, the squared norm of G.
 
     >>> NoiseScale(noise=6.0, signal=2.0).scale
     3.0

@@ -36,7 +36,7 @@ class Descent:
     """A trajectory and why it ended.
 
     Attributes:
-        w: (steps + 1, *shape of w⁽⁰⁾), the start first.
+        w: ``(steps + 1, *shape)`` with the shape of w⁽⁰⁾, the start first.
         still: the weights hardly changed; otherwise the number of steps was reached.
         state: what the rule remembers after the last step.
     """
@@ -121,7 +121,7 @@ def minibatch_gradient(
     which is how a shuffling `torch.utils.data.DataLoader` draws a batch; n = 1 is the lecture's SGD.
 
     Args:
-        gradients: (w, indices: (n,)) -> ∇Lᵢ(w) of those summands, (n, *shape of w).
+        gradients: (w, indices: (n,)) -> ∇Lᵢ(w) of those summands, ``(n, *shape)``.
         count: l, the number of summands.
         n: size of the mini-batch.
         generator: draws the indices.

@@ -44,7 +44,7 @@ def weight_decay_of_alpha(alpha: float, N: int) -> float:
 
 
 def l1_norm(params: Iterable[Tensor]) -> Tensor:
-    """Σ |w| over all parameters: the lecture's loop over ``model.parameters()`` with `torch.norm(param, 1)`.
+    """``Σ |w|`` over all parameters: the lecture's loop over ``model.parameters()`` with `torch.norm(param, 1)`.
 
     >>> l1_norm([torch.tensor([1.0, -2.0]), torch.tensor(3.0)])
     tensor(6.)

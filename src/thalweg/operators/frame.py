@@ -135,10 +135,10 @@ def reconstruct(op: LayerOperator, y: Tensor) -> Tensor:
 
     Args:
         op: the layer.
-        y: (*batch, *output_shape), without the bias.
+        y: ``(*batch, *output_shape)``, without the bias.
 
     Returns:
-        (*batch, *input_shape).
+        ``(*batch, *input_shape)``.
 
     Raises:
         ValueError: a weight that is not finite.

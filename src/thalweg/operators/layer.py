@@ -5,9 +5,9 @@ r"""A layer as the linear operator W: Rⁿ -> Rᵐ of seed 002: F(z) = W z.
 
 The rows w₁ … wₘ of W are the system of vectors on which the input is projected, V = WᵀW is its frame operator.
 
-One convention for vectors: they keep the shape of the layer's maps. ``matvec`` takes (*batch, *input_shape) and returns
-(*batch, *output_shape), with any number of batch axes; rows and columns of matrices are these maps, flattened. Both
-products are one call of torch each, differentiable in the vector and in the weight.
+One convention for vectors: they keep the shape of the layer's maps. ``matvec`` takes ``(*batch, *input_shape)`` and
+returns ``(*batch, *output_shape)``, with any number of batch axes; rows and columns of matrices are these maps,
+flattened. Both products are one call of torch each, differentiable in the vector and in the weight.
 
 A bias is left out: it shifts the output and changes neither W nor what can be recovered from W z.
 """
@@ -103,11 +103,11 @@ class LayerOperator(ABC):
 
     @abstractmethod
     def matvec(self, x: Tensor) -> Tensor:
-        """W x: (*batch, *input_shape) -> (*batch, *output_shape)."""
+        """W x: ``(*batch, *input_shape) -> (*batch, *output_shape)``."""
 
     @abstractmethod
     def rmatvec(self, y: Tensor) -> Tensor:
-        """Wᵀ y: (*batch, *output_shape) -> (*batch, *input_shape)."""
+        """Wᵀ y: ``(*batch, *output_shape) -> (*batch, *input_shape)``."""
 
     @abstractmethod
     def dense(self) -> Tensor:

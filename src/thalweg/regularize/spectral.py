@@ -115,8 +115,8 @@ def probe_penalty(
 def largest_eigenvalue(operator: LayerOperator, start: Tensor, *, steps: int = 2) -> tuple[float, Tensor]:
     """λ_max(WᵀW) from below by power steps, and the vector reached, to warm-start the next call with.
 
-    At least ``steps`` of them, and up to 20 while |V v| still grows by more than one per cent a step: an estimate that
-    lags behind growing weights would let them grow without bound.
+    At least ``steps`` of them, and up to 20 while ``|V v|`` still grows by more than one per cent a step: an estimate
+    that lags behind growing weights would let them grow without bound.
 
     >>> round(largest_eigenvalue(LayerOperator.of(torch.diag(torch.tensor([2.0, 1.0]))), torch.ones(2), steps=9)[0], 4)
     4.0
