@@ -386,7 +386,7 @@ def test_a_plugin_adds_a_set(monkeypatch, tmp_path):
     mine = DataSet("mine", *[Split(torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64))] * 2, 1, "plugin")
     point = type("Point", (), {"name": "mine", "module": "json.decoder", "load": staticmethod(lambda: build)})
     monkeypatch.setattr(catalogue, "entry_points", lambda group: [point] if group == "thalweg.datasets" else [])
-    assert names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mine", "mnist"]
+    assert names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mine", "mnist", "svhn"]
     assert load("mine", data_dir=str(tmp_path)) is mine
     assert load("mine") is mine
     assert asked == [tmp_path, None]

@@ -6,6 +6,7 @@ mnist          70000 images of 28 x 28, 10 classes
 fashion-mnist  70000 images of 28 x 28, 10 classes
 cifar10        60000 images of 3 x 32 x 32, 10 classes
 cifar100       60000 images of 3 x 32 x 32, 100 classes (the fine labels)
+svhn           99289 images of 3 x 32 x 32, 10 classes: 73257 to train on, 26032 to test; without the "extra" ones
 =============  ==========================================================================================
 
 The published split is kept. ``digits`` has none: its first 1437 images are for training, its last 360 for testing, in
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.lab.data.formats import CURE, md5_of, read_bytes, read_cifar, read_idx
+from thalweg.lab.data.formats import CURE, md5_of, read_bytes, read_cifar, read_idx, read_svhn
 from thalweg.lab.data.published import PUBLISHED, File, Published, cache_folder, download_into, find, folders
 from thalweg.lab.errors import LabError
 
@@ -207,6 +208,8 @@ def _read(name: str, home: Path) -> DataSet:
         parts = [_read_batch(published, file, path) for file, path in _files(name, home)]
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
         train, test = _split(images, labels, 255), _split(*parts[-1], 255)
+    elif published.files[0].name.endswith(".mat"):
+        train, test = (_split(*read_svhn(path, md5=file.md5), 255) for file, path in _files(name, home))
     else:
         arrays = [read_idx(path, md5=file.md5) for file, path in _files(name, home)]
         train, test = (_split(arrays[i][:, None], arrays[i + 1], 255) for i in (0, 2))

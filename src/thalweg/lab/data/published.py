@@ -6,10 +6,11 @@ A folder holds a set the way its public distribution unpacks it::
     FOLDER/FashionMNIST/raw/train-images-idx3-ubyte       likewise
     FOLDER/cifar-10-batches-bin/data_batch_1.bin          to data_batch_5.bin, and test_batch.bin
     FOLDER/cifar-100-binary/train.bin                     and test.bin
+    FOLDER/SVHN/train_32x32.mat                           and test_32x32.mat
 
-Addresses and checksums of the archives: MNIST and Fashion-MNIST as in torchvision (``datasets/mnist.py``), CIFAR as on
-its own page. The checksums of the IDX files are those of their uncompressed content. Of the unpacked CIFAR files nobody
-publishes checksums, so their sizes are checked.
+Addresses and checksums of the archives: MNIST, Fashion-MNIST and SVHN as in torchvision (``datasets/mnist.py``,
+``datasets/svhn.py``), CIFAR as on its own page. The checksums of the IDX files are those of their uncompressed content.
+Of the unpacked CIFAR files nobody publishes checksums, so their sizes are checked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class File:
 class Published:
     """A set: its sub-folder, its files (those of the test split last), and the archives under ``url`` with their MD5.
 
-    ``label_bytes`` is the number of labels per record of a CIFAR file, the last of which is used; 0 means IDX files.
+    ``label_bytes`` is the number of labels per record of a CIFAR file, the last of which is used; 0 for the other
+    formats: MATLAB files end in ``.mat``, IDX files have no ending.
     """
 
     folder: str
@@ -109,6 +111,20 @@ PUBLISHED: dict[str, Published] = {
         (File("train.bin", 50000 * 3074), File("test.bin", 10000 * 3074)),
         "https://www.cs.toronto.edu/~kriz/",
         {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
+    ),
+    "svhn": Published(
+        "SVHN",
+        10,
+        0,
+        (
+            File("train_32x32.mat", 182040794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            File("test_32x32.mat", 64275384, "eb5a983be6a315427106f1b164d9cef3"),
+        ),
+        "http://ufldl.stanford.edu/housenumbers/",
+        {
+            "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+            "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+        },
     ),
 }
 
