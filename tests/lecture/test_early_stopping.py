@@ -48,6 +48,8 @@ def test_nan_and_infinity_are_no_improvements():
     assert stops_at([nan, nan], patience=2) == 2
     assert stops_at([1.0, nan, 0.5, nan, nan], patience=2) == 5
     assert stops_at([math.inf, 1.0, math.inf], patience=2) is None
+    assert stops_at([math.inf, 1.0, 0.5, 0.4], patience=1, min_delta=0.1, relative=True) is None
+    assert stops_at([math.inf, math.inf, math.inf], patience=2) == 3
 
 
 def test_the_best_weights_are_kept_and_put_back():

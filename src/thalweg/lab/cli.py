@@ -1,6 +1,7 @@
-"""The command line: ``thalweg list run reproduce status resume table figure report data doctor rm``.
+"""The command line: ``thalweg list run reproduce status resume table figure report lecture data doctor rm``.
 
-Exit code 0: done, 1: a run failed, 2: bad input. Only commands that train import torch.
+Exit code 0: done, 1: a run failed, 2: bad input. Only commands that train, and ``lecture TOPIC``, which measures,
+import torch.
 """
 
 from __future__ import annotations
@@ -251,6 +252,24 @@ def doctor(as_json: AsJson = False) -> None:
     from thalweg.lab.doctor import examine
 
     _print(examine(), as_json)
+
+
+@app.command()
+def lecture(
+    topic: Annotated[str | None, typer.Argument(help="A topic; without one, the list of them.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The lecture of seed 004 by topic: formulas, torch calls, where the two differ, and the experiment."""
+    from thalweg.lab.lecture import TOPICS, checked, find, shown
+
+    if topic is None:
+        rows = [{"topic": key, "title": entry.title, "experiment": entry.experiment} for key, entry in TOPICS.items()]
+        _print(rows, as_json)
+    elif as_json:
+        wanted = find(topic)
+        print(json.dumps({**asdict(wanted), "experiment": wanted.experiment, "rows": checked(wanted)}, indent=1))
+    else:
+        print(shown(find(topic)))
 
 
 @data_app.command("list")

@@ -251,14 +251,18 @@ def styled() -> AbstractContextManager[None]:
 
 def legend(drawn: Figure, signs: Collection[str] = ()) -> None:
     """The names of all axes above the figure, each once."""
+    from matplotlib.lines import Line2D
+
     first = drawn.axes[0]
     for axes in drawn.axes[1:]:
         seen = first.get_legend_handles_labels()[1]
         for line in axes.lines:
             name = str(line.get_label())
             if name not in seen and not name.startswith("_"):
-                look = {key: getattr(line, f"get_{key}")() for key in ("color", "linestyle", "marker", "alpha")}
-                first.plot([], [], label=name, markersize=line.get_markersize(), **look)
+                twin = Line2D([], [])
+                twin.update_from(line)  # dashes too, of which get_linestyle() knows nothing
+                twin.set_label(name)
+                first.add_line(twin)
                 seen.append(name)
     _legend(drawn, set(signs))
 

@@ -71,8 +71,9 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def _improves(self, value: float) -> bool:
-        if self.best is None:
-            return not math.isnan(value)
+        worst = math.inf if self.mode == "min" else -math.inf
+        if self.best is None or self.best == worst:  # there is no share of infinity to be better by
+            return not math.isnan(value) and value != self.best
         gain = self.best - value if self.mode == "min" else value - self.best
         return gain > self.min_delta * (abs(self.best) if self.relative else 1.0)
 

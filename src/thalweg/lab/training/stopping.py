@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
+
+from thalweg import lecture
 
 __all__ = ["EarlyStopping", "PlateauRule", "StoppingRule", "is_flat"]
 
@@ -79,7 +80,7 @@ class PlateauRule:
 
 
 class EarlyStopping:
-    """Stop when a watched metric has not improved for ``patience`` epochs, and put the best weights back.
+    """`thalweg.lecture.EarlyStopping` as a stopping rule that watches one metric of the rows.
 
     Args:
         model: whose weights are kept at every improvement and restored by `finish`.
@@ -102,29 +103,28 @@ class EarlyStopping:
     ) -> None:
         if mode not in ("min", "max") or patience < 1:
             raise ValueError(f"expected mode 'min' or 'max' and patience >= 1, got {mode!r} and {patience}")
-        self.model, self.key, self.patience = model, key, patience
-        self.min_delta, self.relative, self.sign = min_delta, relative, 1.0 if mode == "min" else -1.0
-        self.best = math.inf
-        self.waited = 0
-        self.weights: dict[str, Any] | None = None
+        self.key, self.sign = key, 1.0 if mode == "min" else -1.0
+        self._stopping = lecture.EarlyStopping(model, patience=patience, min_delta=min_delta, relative=relative)
+
+    @property
+    def best(self) -> float:
+        """The best value so far, negated with ``mode="max"``; infinite before the first."""
+        return math.inf if self._stopping.best is None else self._stopping.best
+
+    @property
+    def waited(self) -> int:
+        """Epochs since then."""
+        return self._stopping.waited
 
     def update(self, row: Mapping[str, float]) -> bool:
-        value = self.sign * row[self.key]
-        margin = self.min_delta * (abs(self.best) if self.relative and math.isfinite(self.best) else 1.0)
-        if value < self.best - margin:
-            self.best, self.waited = value, 0
-            self.weights = copy.deepcopy(self.model.state_dict())
-        else:
-            self.waited += 1
-        return self.waited >= self.patience
+        return self._stopping.update(self.sign * row[self.key])
 
     def finish(self) -> None:
         """Put the weights of the best epoch back."""
-        if self.weights is not None:
-            self.model.load_state_dict(self.weights)
+        self._stopping.restore()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "weights": self.weights}
+        return self._stopping.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited, self.weights = state["best"], state["waited"], state["weights"]
+        self._stopping.load_state_dict(state)
