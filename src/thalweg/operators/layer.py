@@ -52,7 +52,7 @@ class LayerOperator(ABC):
 
         Args:
             module: Linear, Conv1d, Conv2d or Conv3d (padding_mode zeros or circular), or a matrix (m, n).
-            input_shape: (channels, *map) of a convolution; for the others (n,), which need not be given.
+            input_shape: ``(channels, *map)`` of a convolution; for the others (n,), which need not be given.
             weight: used in place of the module's own, of the same shape.
 
         Raises:
