@@ -50,7 +50,7 @@ class Config(ScaleSettings):
 
 
 PRESETS = {
-    "quick": Preset("90 s", 3),
+    "quick": Preset("70 s", 3),
     "laptop": Preset(
         "25 min", 2,
         {"data": "cifar10", "samples": 640, "tests": 500, "network": "convnet", "width": 8, "batch": 64, "epochs": 400},

@@ -42,7 +42,7 @@ class Config(ScaleSettings):
 
 
 PRESETS = {
-    "quick": Preset("50 s", 3),
+    "quick": Preset("40 s", 3),
     "laptop": Preset(
         "15 min",
         2,
