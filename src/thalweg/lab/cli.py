@@ -385,7 +385,8 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     grid = Table(box=None, pad_edge=False)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        grid.add_column(column, overflow="fold")  # a path that is cut off cannot be copied
+        # a path that is cut off cannot be copied, nor a name that is broken
+        grid.add_column(column, overflow="fold", no_wrap=column == "experiment")
     for row in rows:
         grid.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))  # Text: brackets are not markup
     Console().print(grid)
