@@ -18,6 +18,7 @@ from thalweg.lab.claims import Claim, paired
 from thalweg.lab.experiment import Ending, Findings, Picture, Preset, Result, Settings, Study, Table
 from thalweg.lab.figures import PALETTE, Run, curves, figure, logarithmic
 from thalweg.lab.scale_settings import ScaleSettings
+from thalweg.lab.slopes import least_squares_slope
 from thalweg.lab.tables import mean_std
 from thalweg.lab.trial import Log, Trial
 
@@ -173,7 +174,11 @@ def _claims(study: Study, free: Sequence[Result]) -> list[Claim]:
             source="seed 001, figure 3", unit="cycles of the run with the most, minus 1.5",
         )
     )  # fmt: skip
-    slopes = {seed: _slope(points) for seed, points in _periods(free).items() if len(points) > 2}
+    slopes = {
+        seed: least_squares_slope([math.log(x) for x, _ in points], [math.log(y) for _, y in points])
+        for seed, points in _periods(free).items()
+        if len(points) > 2
+    }
     if slopes:
         claims.append(
             paired(
@@ -215,14 +220,6 @@ def _claims(study: Study, free: Sequence[Result]) -> list[Claim]:
             )
         )  # fmt: skip
     return claims
-
-
-def _slope(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares on logarithms."""
-    import numpy as np
-
-    product, period = np.log(np.array(points)).T
-    return float(np.polyfit(product, period, 1)[0])
 
 
 def _pictures(study: Study, free: Sequence[Result]) -> list[Picture]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -12,13 +11,11 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from thalweg.invariance import Cycles, ScaleMonitor, find_cycles
+from thalweg.invariance import Cycles, find_cycles
 from thalweg.invariance.cycles import Verdict
 from thalweg.lab.experiment import Ending
-from thalweg.lab.training.loop import fit
-from thalweg.lab.training.monitored import EpochMeans, Losses
 from thalweg.lab.training.scale_invariant import task
-from thalweg.lab.training.whole_space import loss_spikes
+from thalweg.lab.training.whole_space import fit_recorded, loss_spikes
 from thalweg.lab.trial import Log, Trial
 
 __all__ = ["schedule_factor", "train_in_the_wild"]
@@ -41,21 +38,9 @@ def train_in_the_wild(trial: Trial, log: Log) -> Ending:
     work = task(trial)
     optimizer = _optimizer(config, [p for p in work.model.parameters() if p.requires_grad])
     schedule = LambdaLR(optimizer, lambda epoch: schedule_factor(config.schedule, epoch / config.epochs))
-    losses = Losses(work.loss_fn)
-    with warnings.catch_warnings(), ScaleMonitor(work.model, optimizer, work.groups, alarm=0.0) as monitor:
-        warnings.simplefilter("ignore", RuntimeWarning)
-        means = EpochMeans(monitor, ("rho",))
-        fitted = fit(
-            work.model,
-            [optimizer],
-            losses,
-            work.batches,
-            epochs=config.epochs,
-            log=log,
-            rules=[means, losses],
-            schedulers=[schedule],
-            measure=lambda epoch: {**work.test(), **means.means()},
-        )
+    means, losses, fitted = fit_recorded(
+        work, optimizer, log, epochs=config.epochs, keep=("rho",), schedulers=[schedule]
+    )
     rows = [row for row in log.rows() if row.get("epoch")]
     values = {f"{key}, end": rows[-1][key] for key in ("test_error", "train_loss")}
     if fitted.outcome == "finished":

@@ -30,7 +30,7 @@ from thalweg.lab.training.scale_invariant import Task, task
 from thalweg.lab.trial import Log, Trial
 from thalweg.optim import SphereSGD
 
-__all__ = ["loss_spikes", "train_in_whole_space", "train_together_in_whole_space"]
+__all__ = ["fit_recorded", "loss_spikes", "train_in_whole_space", "train_together_in_whole_space"]
 
 Floats = NDArray[np.float64]
 
@@ -54,22 +54,36 @@ def train_in_whole_space(trial: Trial, log: Log) -> Ending:
     """
     config: Any = trial.config
     work = task(trial)
-    optimizer = _optimizer(config, work.invariant)
+    recorded = fit_recorded(work, _optimizer(config, work.invariant), log, epochs=config.epochs, keep=KEPT)
+    return _ending(config, log, work, *recorded)
+
+
+def fit_recorded(
+    work: Task,
+    optimizer: torch.optim.Optimizer,
+    log: Log,
+    *,
+    epochs: int,
+    keep: tuple[str, ...],
+    schedulers: Sequence[Any] = (),
+) -> tuple[EpochMeans, Losses, Fit]:
+    """`fit` with a `ScaleMonitor`: the series of ``keep``, the loss of every step, and how it ended."""
     losses = Losses(work.loss_fn)
     with warnings.catch_warnings(), ScaleMonitor(work.model, optimizer, work.groups, alarm=0.0) as monitor:
         warnings.simplefilter("ignore", RuntimeWarning)
-        means = EpochMeans(monitor, KEPT)
+        means = EpochMeans(monitor, keep)
         fitted = fit(
             work.model,
             [optimizer],
             losses,
             work.batches,
-            epochs=config.epochs,
+            epochs=epochs,
             log=log,
             rules=[means, losses],
+            schedulers=schedulers,
             measure=_measure(work, means),
         )
-    return _ending(config, log, work, means, losses, fitted)
+    return means, losses, fitted
 
 
 def train_together_in_whole_space(trials: Sequence[Trial], logs: Sequence[Log]) -> list[Ending]:
