@@ -6,9 +6,9 @@ import pytest
 import torch
 from random_convolutions import draw, randn, randomize
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from thalweg.operators import LayerOperator
+from thalweg.operators import LayerOperator, frame
 
 OPERATORS = {
     "Linear": lambda: LayerOperator.of(randomize(nn.Linear(4, 6))),
@@ -79,11 +79,18 @@ def test_a_dense_layer_takes_any_batch_axes_and_keeps_its_own_weight():
 
 
 @pytest.mark.parametrize(
-    "wrap", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=lambda f: f.__name__
+    "wrap",
+    [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
+    ids=lambda f: f.__name__,
 )
 def test_parametrized_weights_are_read_and_get_gradients(wrap):
-    conv = wrap(nn.Conv2d(2, 3, 3, padding=1, bias=False).double()).eval()
-    op = LayerOperator.of(conv, (2, 4, 4))
+    conv = wrap(nn.Conv2d(2, 3, 3, padding=1, bias=False).double())
+    buffers = {name: buffer.clone() for name, buffer in conv.named_buffers()}
+    op = LayerOperator.of(conv, (2, 4, 4))  # in training mode: spectral_norm would take a power step
+    assert conv.training
+    assert all(module.training for module in conv.modules())
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in conv.named_buffers())
+    conv.eval()
     x = randn(1, 2, 4, 4)
     torch.testing.assert_close(op.matvec(x), conv(x))
     op.matvec(x).square().sum().backward()
@@ -93,6 +100,26 @@ def test_parametrized_weights_are_read_and_get_gradients(wrap):
     assert len(got) == len(list(conv.parameters())) > 0
     for mine, theirs in zip(got, conv.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.grad)
+
+
+def test_an_orthogonal_parametrization_is_a_tight_frame():
+    bounds = LayerOperator.of(parametrizations.orthogonal(nn.Linear(4, 6).double())).frame_bounds()
+    assert bounds.lower == pytest.approx(1.0, abs=1e-13)
+    assert bounds.upper == pytest.approx(1.0, abs=1e-13)
+    assert (bounds.rank, bounds.lost) == (4, 0)
+
+
+def test_a_pruned_weight_is_read_behind_its_mask_and_is_not_a_step_old():
+    layer = nn.Linear(4, 6).double()
+    prune.l1_unstructured(layer, "weight", amount=8)
+    with torch.no_grad():
+        layer.weight_orig.mul_(2)  # torch renews layer.weight at the next forward pass only
+    op = LayerOperator.of(layer)
+    assert (op.dense() == 0).sum() == 8
+    x = randn(4)
+    torch.testing.assert_close(op.matvec(x) + layer.bias, layer(x))
+    op.matvec(x).sum().backward()
+    assert (layer.weight_orig.grad[layer.weight_mask == 0] == 0).all()
 
 
 def test_the_weight_is_read_once():
@@ -138,7 +165,38 @@ def test_other_modules_are_refused_by_name(module):
         LayerOperator.of(module, (1, 4, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("large", [False, True])
+def test_spectra_and_inputs_of_half_precision_layers_are_those_of_their_weights(dtype, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(frame, "known_singular_values", lambda op: None)
+        monkeypatch.setattr(frame, "SMALL", 0)
+    conv = randomize(nn.Conv2d(2, 8, 3, padding=1)).to(dtype)
+    op = LayerOperator.of(conv, (2, 6, 6))
+    exact = LayerOperator.of(conv, (2, 6, 6), weight=conv.weight.detach().double())
+    # float32 arithmetic on the same weights; products in half precision err by 1e-2
+    assert op.frame_bounds().lower == pytest.approx(exact.frame_bounds().lower, rel=1e-3)
+    assert op.frame_bounds().upper == pytest.approx(exact.frame_bounds().upper, rel=1e-4)
+    z = randn(3, 2, 6, 6).to(dtype)
+    y = exact.matvec(z.double())
+    torch.testing.assert_close(op.reconstruct(y.float()), z.float(), rtol=0, atol=1e-4)
+    assert op.reconstruct(y.to(dtype)).dtype == dtype
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="LazyConv2d has an uninitialized weight: call the model once on real data"):
+        LayerOperator.of(nn.LazyConv2d(3, 3), (1, 4, 4))
+    with pytest.raises(TypeError, match=r"input_shape is a sequence, \(channels, \*map\) or \(n,\), got 4"):
+        LayerOperator.of(nn.Conv1d(1, 1, 3), 4)
+    with pytest.raises(ValueError, match="with elements, got torch.float32 of shape \\(0, 3\\)"):
+        LayerOperator.of(torch.ones(0, 3))
+    dense = LayerOperator.of(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"matvec takes \(\*batch, 3\), got \(4,\)"):
+        dense.matvec(torch.ones(4))
+    with pytest.raises(ValueError, match=r"rmatvec takes \(\*batch, 2\), got \(\)"):
+        dense.rmatvec(torch.ones(()))
+    with pytest.raises(ValueError, match=r"gives \(\*batch, 2\), got \(2, 3\)"):
+        dense.reconstruct(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"acts on the last axis: expected input_shape \(4,\), got \(7, 4\)"):
         LayerOperator.of(nn.Linear(4, 3), (7, 4))
     with pytest.raises(ValueError, match="a kernel needs its convolution"):

@@ -12,6 +12,7 @@ from thalweg.operators.spectrum import (
     singular_values,
     spectral_norm,
 )
+from thalweg.operators.weights import applied_weight, at_rest
 
 __all__ = [
     "ConvolutionOperator",
@@ -20,6 +21,8 @@ __all__ = [
     "FrameBounds",
     "InputShapes",
     "LayerOperator",
+    "applied_weight",
+    "at_rest",
     "dual_frame",
     "extreme_singular_values",
     "frame_bounds",

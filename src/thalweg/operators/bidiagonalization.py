@@ -81,10 +81,11 @@ def extreme_singular_values(
     """
     if min(largest, smallest) < 0 or largest + smallest < 1:
         raise ValueError(f"largest={largest} and smallest={smallest}: ask for at least one singular value")
+    op = op.widened()
     m, n = op.shape
     forward, backward = _flat(op, transposed=m < n)
     m, n = max(m, n), min(m, n)
-    dtype = torch.promote_types(op.weight.dtype, torch.float32)
+    dtype = op.weight.dtype
     eps = torch.finfo(dtype).eps
     tolerance = eps ** (2 / 3) if tolerance is None else tolerance
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -114,12 +115,9 @@ def extreme_singular_values(
             sigma, bounds = (torch.cat([x, x.new_zeros(missing)]) for x in (sigma, bounds))
             head, tail = slice(0, largest), slice(max(0, len(sigma) - smallest), len(sigma))
             residual = float(torch.cat([bounds[head], bounds[tail]]).max())
-            if not len(
-                fresh
-            ):  # the vectors span all that W can tell from a random block: every distinct value is there
-                converged = True
-            else:
-                converged = len(sigma) >= largest + smallest and residual <= tolerance * float(sigma[0])
+            # Without a fresh vector they span all that W can tell from a random block: every distinct value is there.
+            enough = len(sigma) >= largest + smallest and residual <= tolerance * float(sigma[0])
+            converged = enough or not len(fresh)
             if converged or last:
                 return Extremes(sigma[head], sigma[tail], residual, converged, len(V))
 
@@ -128,10 +126,10 @@ def _flat(op: LayerOperator, *, transposed: bool) -> tuple[Product, Product]:
     """Products with W and Wᵀ, or with Wᵀ and W, on rows of flattened maps."""
 
     def forward(x: Tensor) -> Tensor:
-        return op.matvec(x.to(op.weight.dtype).view(-1, *op.input_shape)).flatten(1).to(x.dtype)
+        return op.matvec(x.view(-1, *op.input_shape)).flatten(1)
 
     def backward(y: Tensor) -> Tensor:
-        return op.rmatvec(y.to(op.weight.dtype).view(-1, *op.output_shape)).flatten(1).to(y.dtype)
+        return op.rmatvec(y.view(-1, *op.output_shape)).flatten(1)
 
     return (backward, forward) if transposed else (forward, backward)
 

@@ -62,10 +62,10 @@ class ConvolutionOperator(LayerOperator):
         padding_mode: str = "zeros",
     ) -> None:
         axes = weight.ndim - 2
-        if axes not in CONV or weight.is_complex():
+        if axes not in CONV or weight.is_complex() or not weight.numel():
             raise ValueError(
-                f"a kernel is real, (out, in / groups, taps) with 1 to 3 axes of taps, got {weight.dtype} of shape "
-                f"{tuple(weight.shape)}"
+                "a kernel is real, (out, in / groups, taps) with elements and 1 to 3 axes of taps, got "
+                f"{weight.dtype} of shape {tuple(weight.shape)}"
             )
         if padding_mode not in ("zeros", "circular"):
             raise ValueError(
@@ -97,27 +97,14 @@ class ConvolutionOperator(LayerOperator):
         self._zeros = tuple(a for a, _ in self.padding) if self._native else (0,) * axes
         self._conv, self._transpose = CONV[axes], TRANSPOSE[axes]
 
-    def matvec(self, x: Tensor) -> Tensor:
-        if x.shape[-len(self.input_shape) :] != self.input_shape:
-            raise ValueError(f"matvec takes (*batch, *{self.input_shape}), got {tuple(x.shape)}")
-        batch = x.shape[: -len(self.input_shape)]
-        if len(batch) > 1:
-            x = x.reshape(-1, *self.input_shape)
+    def _times(self, x: Tensor) -> Tensor:
         if not self._native:
             x = self._pad(x)
-        y = self._conv(x, self.weight, None, self.stride, self._zeros, self.dilation, self.groups)
-        return y.reshape(*batch, *self.output_shape) if len(batch) > 1 else y
+        return self._conv(x, self.weight, None, self.stride, self._zeros, self.dilation, self.groups)
 
-    def rmatvec(self, y: Tensor) -> Tensor:
-        if y.shape[-len(self.output_shape) :] != self.output_shape:
-            raise ValueError(f"rmatvec takes (*batch, *{self.output_shape}), got {tuple(y.shape)}")
-        batch = y.shape[: -len(self.output_shape)]
-        if len(batch) > 1:
-            y = y.reshape(-1, *self.output_shape)
+    def _transpose_times(self, y: Tensor) -> Tensor:
         x = self._transpose(y, self.weight, None, self.stride, self._zeros, self._unread, self.groups, self.dilation)
-        if not self._native:
-            x = self._unpad(x)
-        return x.reshape(*batch, *self.input_shape) if len(batch) > 1 else x
+        return x if self._native else self._unpad(x)
 
     def dense(self) -> Tensor:
         """W: (m, n), assembled from the taps: m·n·taps operations instead of n convolutions."""

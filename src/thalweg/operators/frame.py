@@ -120,8 +120,7 @@ def dual_frame(op: LayerOperator) -> Tensor:
         raise ValueError(
             f"{op} is too large for its dual frame as a matrix: use reconstruct, which needs products only"
         )
-    W = op.dense()
-    inverse: Tensor = torch.linalg.pinv(W.to(torch.promote_types(W.dtype, torch.float32)))
+    inverse: Tensor = torch.linalg.pinv(op.widened().dense())
     return inverse.mT
 
 
@@ -138,10 +137,10 @@ def reconstruct(op: LayerOperator, y: Tensor) -> Tensor:
         y: ``(*batch, *output_shape)``, without the bias.
 
     Returns:
-        ``(*batch, *input_shape)``.
+        ``(*batch, *input_shape)``, computed in float32 or wider, in the dtype of ``y``.
 
     Raises:
-        ValueError: a weight that is not finite.
+        ValueError: a weight that is not finite, or a ``y`` of another shape.
 
     >>> from thalweg.operators.layer import LayerOperator
     >>> op = LayerOperator.of(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
@@ -149,10 +148,17 @@ def reconstruct(op: LayerOperator, y: Tensor) -> Tensor:
     tensor([3., 5.])
     """
     _check_finite(op)
+    split = y.ndim - len(op.output_shape)
+    if split < 0 or y.shape[split:] != op.output_shape:
+        raise ValueError(f"{op} gives (*batch, {', '.join(map(str, op.output_shape))}), got {tuple(y.shape)}")
+    wide = op.widened(y.dtype).widened()
+    outputs = y.to(wide.weight.dtype)
     if min(op.shape) <= SMALL and op.shape[0] * op.shape[1] <= DENSE:
-        batch = y.shape[: y.ndim - len(op.output_shape)]
-        return (y.reshape(*batch, -1) @ dual_frame(op)).reshape(*batch, *op.input_shape)
-    return _least_squares(op, y)
+        batch = y.shape[:split]
+        z = (outputs.reshape(*batch, -1) @ dual_frame(wide)).reshape(*batch, *op.input_shape)
+    else:
+        z = _least_squares(wide, outputs)
+    return z.to(y.dtype)
 
 
 def _least_squares(op: LayerOperator, y: Tensor, *, max_steps: int = 1000) -> Tensor:

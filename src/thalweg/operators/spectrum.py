@@ -142,6 +142,5 @@ def known_singular_values(op: LayerOperator, *, limit: int = MANY) -> Tensor | N
         return exact
     if min(op.shape) > limit or op.shape[0] * op.shape[1] > NUMBERS:
         return None
-    W = op.dense()
-    values: Tensor = torch.linalg.svdvals(W.to(torch.promote_types(W.dtype, torch.float32)))
+    values: Tensor = torch.linalg.svdvals(op.widened().dense())
     return values

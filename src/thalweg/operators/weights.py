@@ -1,0 +1,64 @@
+"""The weight of a module as its next forward pass would apply it, read without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["applied_weight", "at_rest"]
+
+
+def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
+    """The tensor ``name`` of a module, with gradients to what it is made of.
+
+    ``getattr`` alone is wrong after `torch.nn.utils.prune`, whose masked weight is as old as the last forward pass.
+
+    Args:
+        module: plain, parametrized or pruned.
+        name: of one of its weights.
+
+    Raises:
+        ValueError: a lazy module that has not seen data yet.
+
+    >>> import torch
+    >>> from torch.nn.utils import prune
+    >>> layer = prune.custom_from_mask(nn.Linear(2, 1), "weight", torch.tensor([[1.0, 0.0]]))
+    >>> with torch.no_grad():
+    ...     _ = layer.weight_orig.fill_(3.0)
+    >>> applied_weight(layer).tolist()
+    [[3.0, 0.0]]
+    """
+    original = module._parameters.get(f"{name}_orig")
+    if original is not None:
+        mask: Tensor = getattr(module, f"{name}_mask")
+        return original * mask.to(original.dtype)
+    weight: Tensor = getattr(module, name)
+    if nn.parameter.is_lazy(weight):
+        raise ValueError(f"{type(module).__name__} has an uninitialized {name}: call the model once on real data first")
+    return weight
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Parametrizations in evaluation mode: reading a weight does not move spectral_norm's power iteration on.
+
+    >>> import torch
+    >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))
+    >>> before = layer.parametrizations.weight[0]._u.clone()
+    >>> with at_rest(layer):
+    ...     _ = layer.weight
+    >>> torch.equal(layer.parametrizations.weight[0]._u, before)
+    True
+    """
+    lists = [module for module in model.modules() if isinstance(module, parametrize.ParametrizationList)]
+    active = {inner for outer in lists for inner in outer.modules() if inner.training}
+    for module in active:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in active:
+            module.training = True
