@@ -207,6 +207,71 @@ def test_collapse_is_what_the_warning_says():
     assert spectra[1][1] <= 1.01 * B
 
 
+def test_its_own_step_is_that_of_polyak():
+    """W - η R/|∇R|² ∇R in each layer, toward [A (1 + margin), B (1 - margin)], by autograd of the dense definition."""
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=draw(3), dtype=p.dtype))
+    expected = []
+    for layer in model:
+        W = layer.weight.detach().clone().requires_grad_()
+        V = W.T @ W if len(W) > 4 else W @ W.T
+        v, off = V.diagonal(), V.abs().sum(1) - V.diagonal()
+        R = ((v - off - 1.2 * A).clamp(max=0).square() + (0.8 * B - v - off).clamp(max=0).square()).mean()
+        (g,) = torch.autograd.grad(R, W)
+        expected.append((W - 0.7 * R / g.square().sum() * g).detach())
+    penalty = FrameRegularizer(A, B, margin=0.2, every=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        penalty.step_(model, 0.7)
+        penalty.advance()
+        penalty.step_(model, 0.7)  # not due
+    for layer, weight in zip(model, expected, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-12, atol=1e-14)  # sums of some ten products
+        assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 4, 3, padding=1), (4, 6, 6)),
+        (nn.Conv2d(8, 16, 3, stride=2, padding=1), (8, 8, 8)),
+        (nn.Linear(48, 10), (48,)),
+        (nn.Linear(16, 64), (16,)),
+    ],
+    ids=["square", "m < n", "classifier", "redundant"],
+)
+@pytest.mark.parametrize(("scale", "noise"), [(0.6, 5e-4), (1.7, 5e-3)], ids=["below A", "above B"])
+def test_one_step_size_leads_every_layer_back(layer, shape, scale, noise):
+    """Tight frames scaled out of [A, B] and perturbed: 120 steps of η = 1 for all, though their gradients differ."""
+    frame_init_(layer, A, B, generator=draw())
+    with torch.no_grad():
+        layer.weight.mul_(scale).add_(torch.randn(layer.weight.shape, generator=draw(4)), alpha=noise)
+    operator = LayerOperator.of(layer, shape if len(shape) > 1 else None)
+    penalty = FrameRegularizer(A, B).prepare(layer, torch.zeros(1, *shape))
+    assert penalty(layer) > 0
+    for _ in range(120):
+        penalty.step_(layer, 1.0)
+    assert penalty(layer) == 0  # inside the margin, within 60 to 120 steps
+    values = operator.singular_values().square()
+    assert values.min() >= A
+    assert values.max() <= B
+
+
+def test_zeros_and_a_frame_stay_where_they_are():
+    for weight in (torch.zeros(3, 3), torch.eye(3)):
+        layer = nn.Linear(3, 3)
+        layer.weight.data.copy_(weight)
+        FrameRegularizer(A, B).step_(layer, 1.0)
+        assert torch.equal(layer.weight, weight)
+
+
+def test_a_margin_without_room_is_refused_by_the_step():
+    with pytest.raises(ValueError, match="margin"):
+        FrameRegularizer(0.9, 1.0).step_(nn.Linear(2, 2), 1.0)
+
+
 def test_the_report_is_that_of_dense_matrices():
     model = network()
     report = frame_report(model, (3, 12, 12), lower=A, upper=B)

@@ -5,6 +5,14 @@ r"""The frame regularizer of seed 002: keep the eigenvalues of every layer's Gra
 ``form="gershgorin"`` is the seed's penalty: rows of V must be diagonally dominant within [A, B] (`frame_penalty`).
 ``form="spectral"`` puts the same hinge on the eigenvalues themselves (`thalweg.regularize.spectral`): beyond the seed.
 
+The gradient of the seed's penalty grows with width, and a step that is harmless to one layer throws another away. Its
+decoupled step needs no such constant, because the least value is known, R = 0: it is Polyak's step, for each layer
+
+    W <- W - η R / |∇R|² ∇R,   0 < η < 2          B. T. Polyak, Introduction to Optimization, 1987, section 5.3.2
+
+which halves the violation of a single squared hinge at η = 1, whatever the layer. (Signs of entries v_ij that dance
+around 0 lengthen ∇R and shorten the step: wide layers move slowly.)
+
 What the slides leave open, and what is done here:
 
 - For m < n no A > 0 exists: rank V <= m. ``side="auto"`` then bounds the spectrum of WWᵀ instead (no output direction
@@ -115,6 +123,9 @@ class FrameRegularizer(LayerPenalty):
     fourth step, four times as strong: a fourth of the γ that is stable) or ``sample=1/8`` (other row channels at each
     step, unbiased but noisy).
 
+    Decoupled, ``step_(model, 1.0)`` after every step of the optimizer, the Gershgorin form makes Polyak's step in each
+    layer, with a coefficient of 1: no constant depends on the layers.
+
     Convolutions need the sizes of their maps: call ``prepare(model, sample)`` once.
 
     Args:
@@ -128,7 +139,8 @@ class FrameRegularizer(LayerPenalty):
         sample: of the Gershgorin form: share of the row channels to draw at each step, without replacement.
         degree: of the spectral form's polynomials.
         probes: of the spectral form: at most so many random images a layer, as its noise demands.
-        margin: the spectral form aims at [A (1 + margin), B (1 - margin)], so that noise does not lead out of [A, B].
+        margin: the spectral form and all of `step_` aim at [A (1 + margin), B (1 - margin)], so that noise and the loss
+            do not lead out of [A, B].
         options: those of `LayerPenalty`; ``generator`` draws samples and probes.
 
     Raises:
@@ -171,33 +183,65 @@ class FrameRegularizer(LayerPenalty):
                 f"expected 0 < sample <= 1, degree >= 1, probes >= 1 and 0 <= margin < 1, got sample={sample}, "
                 f"degree={degree}, probes={probes}, margin={margin}"
             )
-        if form == "spectral" and lower * (1 + margin) > upper * (1 - margin):
-            raise ValueError(f"margin={margin} leaves nothing of [A, B] = [{lower}, {upper}]: choose a smaller one")
         self.lower, self.upper, self.form, self.boundary, self.side = lower, upper, form, boundary, side
         self.sample, self.degree, self.probes, self.margin = sample, degree, probes, margin
         self._vectors: dict[str, Tensor] = {}  # of the power iterations, by the weight's name
         self._start_checked = False
+        if form == "spectral":
+            self._aim()
 
     def forward(self, model: nn.Module) -> Tensor:
-        if not self._start_checked and not torch.compiler.is_compiling():
-            self._start_checked = True
-            if self.form == "gershgorin":
-                self._warn_of_collapse(model)
+        if not torch.compiler.is_compiling():
+            self._check_start(model)
         return super().forward(model)
 
     def value(self, layer: Layer) -> Tensor:
+        if self.form == "spectral":
+            return self._spectral_value(layer, *self._aim())
+        return self._gershgorin_value(layer, self.lower, self.upper)
+
+    def step_(self, model: nn.Module, lr: float) -> None:
+        """Move the weights past the optimizer: `Penalty.step_`; in the Gershgorin form by Polyak's step in each layer.
+
+        Args:
+            model: the model.
+            lr: η, times the coefficient. Gershgorin form: a share of Polyak's step, 1 at best, and no N times as much
+                with ``every=N``. Spectral form: 0.1 to 0.2. In both it stays constant while the optimizer's decays.
+
+        Raises:
+            ValueError: the margin leaves nothing of [A, B].
+        """
+        if self.form == "spectral":
+            super().step_(model, lr)
+            return
+        aim = self._aim()
+        self._check_start(model)
+        if not self._due:
+            return
+        for layer in self.layers(model):
+            params = [param for param in layer.module.parameters() if param.requires_grad]
+            with torch.enable_grad(), torch.autocast(device_type=params[0].device.type, enabled=False):
+                value = self._gershgorin_value(layer, *aim)
+            gradients = torch.autograd.grad(value, params, allow_unused=True)
+            with torch.no_grad():
+                moves = [(p, dp) for p, dp in zip(params, gradients, strict=True) if dp is not None]
+                squares = torch.stack([dp.square().sum() for _, dp in moves]).sum()
+                size = lr * self.coefficient * self.schedule(self.step) * torch.where(squares > 0, value / squares, 0)
+                for param, gradient in moves:
+                    param.sub_(size.to(param.dtype) * gradient)
+
+    def _gershgorin_value(self, layer: Layer, lower: float, upper: float) -> Tensor:
         layer_map = self._map(layer)
         side = layer_map.gram_side(self.side)
-        lower = self.lower if side.bounded_below else -math.inf
-        if self.form == "spectral":
-            return self._spectral_value(layer, side.gram, lower, self._probes(layer_map))
         kernel, rows = layer.kernel, None
         if self.sample < 1:
             channels = kernel.shape[1 if side.gram == "row" else 2]
             device = kernel.device if self.generator is None else self.generator.device
             rows = torch.randperm(channels, generator=self.generator, device=device)
             rows = rows[: math.ceil(self.sample * channels)].to(kernel.device)
-        return gershgorin_penalty(kernel, layer_map.axes, side.gram, lower, self.upper, rows)
+        return gershgorin_penalty(
+            kernel, layer_map.axes, side.gram, lower if side.bounded_below else -math.inf, upper, rows
+        )
 
     def unsuitable(self, layer: Layer) -> str:
         reason = unsupported(layer.module)
@@ -259,7 +303,11 @@ class FrameRegularizer(LayerPenalty):
         channels, positions = self._rows(layer_map)
         return min(self.probes, math.ceil(2 * channels / positions))
 
-    def _spectral_value(self, layer: Layer, gram: str, lower: float, probes: int) -> Tensor:
+    def _spectral_value(self, layer: Layer, lower: float, upper: float) -> Tensor:
+        layer_map = self._map(layer)
+        side = layer_map.gram_side(self.side)
+        if not side.bounded_below:
+            lower = -math.inf
         weight = layer.weight
         shape = layer.input_shape if isinstance(layer.module, CONVOLUTIONS) else None
         operator = LayerOperator.of(layer.module, shape, weight=weight)
@@ -273,20 +321,35 @@ class FrameRegularizer(LayerPenalty):
                 steps = 10
             largest, self._vectors[layer.path] = largest_eigenvalue(fixed, start.to(weight), steps=steps)
         if not 0 < largest < math.inf:  # a weight of zeros is a stationary point, and NaN must not pass unseen
-            return 0.0 * weight.sum() + (lower**2 if largest == 0 and math.isfinite(lower) else largest)
+            return 0.0 * weight.sum() + (self.lower**2 if largest == 0 and side.bounded_below else largest)
         value = probe_penalty(
             operator,
-            lower=lower * (1 + self.margin),
-            upper=self.upper * (1 - self.margin),
+            lower=lower,
+            upper=upper,
             top=HEADROOM * largest,
-            gram=gram,
+            gram=side.gram,
             degree=self.degree,
-            probes=probes,
+            probes=self._probes(layer_map),
             generator=self.generator,
         )
         # Far above B the hinge is steep; this keeps the step of the largest singular value below its size.
         scale = min(1.0, self.upper / largest)
         return value.detach() + scale * (value - value.detach())
+
+    def _aim(self) -> tuple[float, float]:
+        """The bounds with the margin."""
+        lower, upper = self.lower * (1 + self.margin), self.upper * (1 - self.margin)
+        if lower > upper:
+            raise ValueError(
+                f"margin={self.margin} leaves nothing of [A, B] = [{self.lower}, {self.upper}]: choose a smaller one"
+            )
+        return lower, upper
+
+    def _check_start(self, model: nn.Module) -> None:
+        if not self._start_checked:
+            self._start_checked = True
+            if self.form == "gershgorin":
+                self._warn_of_collapse(model)
 
     @torch.no_grad()
     def _warn_of_collapse(self, model: nn.Module) -> None:
