@@ -2,19 +2,22 @@
 
 Run as ``python -m benchmarks.curvature``. A network of 93,000 parameters (three convolutions of stride 2, two linear
 layers) is trained for a moment on CIFAR-10 (``THALWEG_DATA``; random images where there is none); the loss is that of
-500 images, on one thread. Rivals take turns in one process, a sample is processor time, the median counts. The rivals
-are installed by pip, without dependencies, into an environment in the user's cache that borrows torch from this one;
-what cannot be installed is left out with a sentence. PyHessian's newest code is not released: pip is asked for it, then
+500 images, on one thread. Rivals take turns in one process, a sample is processor time (wall time on an accelerator,
+synchronised), the median counts. Rivals that are not at hand are installed by pip, without dependencies, into an
+environment in the user's cache that borrows torch from this one; what cannot be installed is left out with a sentence,
+and ``--no-rivals`` leaves out all of them. PyHessian's newest code is not released: pip is asked for it, then
 for the release, unless ``--pyhessian`` names the folder of a checkout.
 
-The promises checked here: a product with the Hessian costs at most 2.0 gradients and one with the Gauss-Newton matrix
-1.5, and the set-up pays back within 13 products, by what it saves on each; ten eigenvalues with residuals of 1e-4 cost
-at most 1/5 of PyHessian's and 1/2 of curvlinops'; the exact trace 1/7 and 1/12 of theirs at their default budgets.
+The promises checked here, made for CPUs: a product with the Hessian costs at most 2.0 gradients and one with the
+Gauss-Newton matrix 1.5, and the set-up pays back within 13 products, by what it saves on each; ten eigenvalues with
+residuals of 1e-4 cost at most 1/5 of PyHessian's and 1/2 of curvlinops'; the exact trace 1/7 and 1/12 of theirs at
+their default budgets.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import math
 import multiprocessing
@@ -24,7 +27,6 @@ import site
 import statistics
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +37,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, linearize
 from torch.nn.functional import cross_entropy
 
+from benchmarks.clock import peak_memory, plain_arithmetic, seconds
 from thalweg.curvature import CurvatureOperator, eigsh, trace
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "thalweg" / "curvature-rivals"
@@ -67,8 +70,9 @@ def images(count: int) -> tuple[Tensor, Tensor, str]:
 
 
 def trained(x: Tensor, y: Tensor, steps: int) -> nn.Sequential:
+    """The network where the images are, from the same start wherever that is."""
     torch.manual_seed(0)
-    model = network()
+    model = network().to(x.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     for k in range(steps):
         part = slice(k * 100 % len(x), k * 100 % len(x) + 100)
@@ -81,16 +85,23 @@ def trained(x: Tensor, y: Tensor, steps: int) -> nn.Sequential:
 def install(pyhessian: str | None) -> dict[str, Any]:
     """The rivals' modules by name, after installing them; a sentence on stderr for what is missing."""
     found: dict[str, Any] = {}
+    if pyhessian is not None:
+        sys.path.insert(0, pyhessian)
+    for name in ("curvlinops", "pyhessian"):
+        with contextlib.suppress(ImportError):
+            found[name] = importlib.import_module(name)
+    if len(found) == 2:
+        return found
     python = CACHE / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         venv.create(CACHE, with_pip=True)
     (home,) = [*CACHE.glob("lib/python*/site-packages"), *CACHE.glob("Lib/site-packages")][:1]
     (home / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
     site.addsitedir(str(home))
-    if pyhessian is not None:
-        sys.path.insert(0, pyhessian)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
     for name, attempts in {"curvlinops": [PACKAGES], "pyhessian": [[source] for source in PYHESSIAN]}.items():
+        if name in found:
+            continue
         for packages in [None, *attempts]:
             if packages is not None:
                 done = subprocess.run([*pip, *packages], check=False, capture_output=True)
@@ -107,20 +118,21 @@ def install(pyhessian: str | None) -> dict[str, Any]:
     return found
 
 
-def timed(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median processor seconds of each, taking turns."""
+def timed(runs: dict[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each, taking turns."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
         for name, run in runs.items():
-            start = time.process_time()
-            run()
+            sample = seconds(run, device)
             if k:  # the first round warms up
-                samples[name].append(time.process_time() - start)
+                samples[name].append(sample)
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def peak(run: Callable[[], object]) -> float:
-    """MiB that ``run`` adds to the peak of a process of its own."""
+def peak(run: Callable[[], object], device: str) -> float:
+    """MiB that ``run`` adds to the peak of a process of its own, or to that of a CUDA device."""
+    if device != "cpu":
+        return peak_memory(run)
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
 
@@ -142,6 +154,7 @@ class Rivals:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, modules: dict[str, Any]) -> None:
         self.model, self.x, self.y, self.modules = model, x, y, modules
         self.params = list(model.parameters())
+        self.device = x.device.type
 
     def gradient(self) -> object:
         return torch.autograd.grad(cross_entropy(self.model(self.x), self.y), self.params)
@@ -153,7 +166,8 @@ class Rivals:
 
     def pyhessian(self) -> Any:
         self.model.zero_grad()
-        return self.modules["pyhessian"].hessian(self.model, nn.CrossEntropyLoss(), data=(self.x, self.y), cuda=False)
+        make = self.modules["pyhessian"].hessian
+        return make(self.model, nn.CrossEntropyLoss(), data=(self.x, self.y), cuda=self.device == "cuda")
 
     def linearized(self) -> Callable[..., Any]:
         point = {name: p.detach() for name, p in self.model.named_parameters()}
@@ -163,19 +177,23 @@ class Rivals:
 def main() -> int:
     """Print the tables; the exit status says whether every promise is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=150, help="of training")
     parser.add_argument("--pyhessian", help="folder of a checkout")
+    parser.add_argument("--no-rivals", action="store_true", help="nothing is looked for or installed")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    plain_arithmetic()
     x, y, kind = images(5000)
+    x, y = x.to(args.device), y.to(args.device)
     model = trained(x, y, args.steps)
     x, y = x[: args.images].clone(), y[: args.images].clone()
-    rivals = Rivals(model, x, y, install(args.pyhessian))
+    rivals = Rivals(model, x, y, {} if args.no_rivals else install(args.pyhessian))
     parameters = sum(p.numel() for p in model.parameters())
     loss = float(CurvatureOperator(model, cross_entropy, (x, y), kind="ggn").loss())
-    print(f"{parameters} parameters, {len(x)} of {kind}, loss {loss:.2f}, one thread, torch {torch.__version__}\n")
+    where = "one thread" if rivals.device == "cpu" else args.device
+    print(f"{parameters} parameters, {len(x)} of {kind}, loss {loss:.2f}, {where}, torch {torch.__version__}\n")
     kept = products(rivals, args.rounds)
     kept &= eigenvalues(rivals, max(1, args.rounds // 3))
     kept &= traces(rivals, max(1, args.rounds // 3))
@@ -190,7 +208,7 @@ def products(rivals: Rivals, rounds: int) -> bool:
     def operator(**options: Any) -> CurvatureOperator:
         return CurvatureOperator(model, cross_entropy, data, **options)
 
-    v = torch.randn(sum(p.numel() for p in rivals.params), generator=torch.Generator().manual_seed(0))
+    v = torch.randn(sum(p.numel() for p in rivals.params), generator=torch.Generator().manual_seed(0)).to(rivals.x)
     parts = dict(zip(dict(model.named_parameters()), v.split([p.numel() for p in rivals.params]), strict=True))
     parts = {name: part.view_as(model.get_parameter(name)) for name, part in parts.items()}
     H = operator()
@@ -215,7 +233,7 @@ def products(rivals: Rivals, rounds: int) -> bool:
         hessian, ggn = rivals.curvlinops("Hessian"), rivals.curvlinops("GGN")
         runs["curvlinops: Hessian"] = lambda: hessian @ v
         runs["curvlinops: Gauss-Newton"] = lambda: ggn @ v
-    median = timed(runs, rounds)
+    median = timed(runs, rounds, rivals.device)
     unit = median["gradient, one batch"]
     print(f"| product | gradients | ms |\n|---|---|---|\n{rows(median, unit)}")
     hessian_cost, ggn_cost = median["**thalweg: Hessian**"] / unit, median["**thalweg: Gauss-Newton**"] / unit
@@ -254,7 +272,9 @@ def eigenvalues(rivals: Rivals, rounds: int) -> bool:
         def power() -> None:
             torch.manual_seed(0)
             values, _ = rivals.pyhessian().eigenvalues(top_n=10)
-            found["PyHessian, default tolerance"] = torch.tensor(values).sort(descending=True).values
+            found["PyHessian, default tolerance"] = (
+                torch.tensor(values, device=rivals.x.device).sort(descending=True).values
+            )
 
         runs["PyHessian, default tolerance"] = power
     if "curvlinops" in rivals.modules:
@@ -264,14 +284,17 @@ def eigenvalues(rivals: Rivals, rounds: int) -> bool:
             op = rivals.curvlinops("Hessian").to_scipy()
             start = torch.randn(op.shape[0], generator=torch.Generator().manual_seed(0)).numpy()
             values = arpack(op, 10, which="LA", tol=1e-4, v0=start, return_eigenvectors=True)[0]
-            found["curvlinops, SciPy tol=1e-4"] = torch.tensor(values).sort(descending=True).values
+            found["curvlinops, SciPy tol=1e-4"] = (
+                torch.tensor(values, device=rivals.x.device).sort(descending=True).values
+            )
 
         runs["curvlinops, SciPy tol=1e-4"] = scipy
-    median = timed(runs, rounds)
+    median = timed(runs, rounds, rivals.device)
     print("| ten largest eigenvalues | seconds | ratio | largest relative error | peak, MiB |\n|---|---|---|---|---|")
     for name, value in median.items():
         error = float(((found[name].double() - exact).abs() / exact).max())
-        print(f"| {name} | {value:.2f} | {value / median['**thalweg**']:.1f} | {error:.0e} | {peak(runs[name]):.0f} |")
+        ratio, memory = value / median["**thalweg**"], peak(runs[name], rivals.device)
+        print(f"| {name} | {value:.3g} | {ratio:.1f} | {error:.0e} | {memory:.0f} |")
     return verdict(median, "eigsh")
 
 
@@ -309,11 +332,11 @@ def traces(rivals: Rivals, rounds: int) -> bool:
 
         for name, estimate, budget in (("Hutchinson, 50", hutchinson_trace, 50), ("Hutch++, 48", hutchpp_trace, 48)):
             runs[f"curvlinops, {name}"] = of(estimate, f"curvlinops, {name}", budget)
-    median = timed(runs, rounds)
+    median = timed(runs, rounds, rivals.device)
     print("\n| trace | seconds | ratio | relative error | peak, MiB |\n|---|---|---|---|---|")
     for name, value in median.items():
-        ratio = value / median["**thalweg, exact**"]
-        print(f"| {name} | {value:.2f} | {ratio:.1f} | {abs(found[name] / exact - 1):.0e} | {peak(runs[name]):.0f} |")
+        ratio, memory = value / median["**thalweg, exact**"], peak(runs[name], rivals.device)
+        print(f"| {name} | {value:.3g} | {ratio:.1f} | {abs(found[name] / exact - 1):.0e} | {memory:.0f} |")
     return verdict(median, "trace")
 
 
@@ -330,7 +353,7 @@ def verdict(median: dict[str, float], task: str) -> bool:
 
 
 def double_copy(model: nn.Module) -> nn.Module:
-    copied = network().double().eval()
+    copied = network().to(next(model.parameters()).device).double().eval()
     copied.load_state_dict(model.state_dict())
     return copied
 
