@@ -141,6 +141,15 @@ def test_the_penalty_bounds_the_singular_values_of_the_operator(inputs, outputs,
     assert defects.square().sum().item() == pytest.approx(after * (8 // stride) ** 2, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((3, 3), {}), ((3, 2, 3, 3), {"groups": 2}), ((3, 2, 3, 3), {"stride": (2,)}), ((3, 2, 3), {"dilation": (1, 1)})],
+)
+def test_what_is_no_convolution_is_refused(shape, options):
+    with pytest.raises(ValueError, match="a kernel .* expected, got shape"):
+        conv_orthogonality(torch.ones(shape), **options)
+
+
 def test_other_layers_are_named_as_left_out():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Linear(2, 2, bias=False))
     assert ConvOrthogonality().per_layer(model).skipped[0].note.startswith("Linear is not among the types")

@@ -47,6 +47,11 @@ def test_l2_as_a_step_of_its_own_is_the_weight_decay_of_adamw():
     torch.testing.assert_close(with_penalty, with_decay, rtol=1e-12, atol=1e-14)
 
 
+def test_a_negative_threshold_is_refused():
+    with pytest.raises(ValueError, match=r"must be >= 0, got -1\.0"):
+        soft_threshold(torch.ones(2), -1.0)
+
+
 @pytest.mark.parametrize("w", [-2.0, -0.3, 0.0, 0.2, 1.5])
 def test_soft_threshold_is_the_proximal_operator(w):
     result = minimize_scalar(lambda z: 0.5 * (z - w) ** 2 + 0.4 * abs(z), bounds=(-3, 3), method="bounded")

@@ -12,8 +12,10 @@ from thalweg.regularize import (
     MutualCoherence,
     SoftOrthogonality,
     double_soft_orthogonality,
+    hyperspherical_energy,
     mutual_coherence,
     soft_orthogonality,
+    srip,
 )
 
 shapes = given(m=st.integers(1, 7), n=st.integers(1, 7), seed=st.integers(0, 1000))
@@ -65,6 +67,15 @@ def test_groups_are_blocks_on_the_diagonal(m):
     dense = torch.from_numpy(block_diag(*blocks.numpy()))
     for function in (soft_orthogonality, double_soft_orthogonality, mutual_coherence):
         torch.testing.assert_close(function(blocks), function(dense), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "function", [soft_orthogonality, double_soft_orthogonality, mutual_coherence, srip, hyperspherical_energy]
+)
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 3, 3), (0, 3)])
+def test_what_is_no_matrix_is_refused(function, shape):
+    with pytest.raises(ValueError, match=r"a matrix \(m, n\) or blocks \(b, m, n\) expected, got shape"):
+        function(torch.ones(shape))
 
 
 def test_the_rows_of_a_transposed_convolution_are_its_output_channels():

@@ -81,8 +81,11 @@ def test_patterns_that_match_nothing_and_empty_selections_are_errors():
         L2(include=())(nn.ReLU())
     with pytest.raises(ValueError, match="must be >= 0, got -1"):
         L2(-1)
-    with pytest.raises(ValueError, match="every=0"):
-        L2(every=0)
+    for every in (0, 1.5):
+        with pytest.raises(ValueError, match=f"every={every}: .* with a whole N >= 1"):
+            L2(every=every)
+    with pytest.raises(ValueError, match="LazyLinear has an uninitialized weight: call the model once on real data"):
+        L2()(nn.Sequential(nn.LazyLinear(3)))
 
 
 def test_types_without_a_matrix_are_left_out_with_the_reason():
@@ -124,6 +127,15 @@ def test_parametrized_weights_are_read_as_the_layer_applies_them():
     before = original.original0.detach().clone()
     SoftOrthogonality(1.0).step_(model, 0.01)
     assert not torch.equal(original.original0, before)
+
+
+def test_a_table_does_not_move_the_power_iteration_of_a_spectral_norm():
+    model = parametrizations.spectral_norm(nn.Linear(4, 3))
+    before = copy.deepcopy(model.state_dict())
+    first, second = (SoftOrthogonality().per_layer(model).total for _ in range(2))
+    assert first == second
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
 
 
 def test_pruned_weights_are_read_behind_their_mask_even_before_a_forward_pass():
@@ -192,6 +204,13 @@ def test_state_survives_a_file_that_may_hold_no_code(tmp_path):
     assert torch.equal(penalty(model), other(model))
 
 
+@pytest.mark.parametrize("saved", [None, torch.Generator().manual_seed(3)])
+def test_a_state_that_would_draw_otherwise_is_refused(saved):
+    other = torch.Generator() if saved is None else None
+    with pytest.raises(ValueError, match="SRIP has generator=.* its draws would not be continued"):
+        SRIP(generator=other).load_state_dict(SRIP(generator=saved).state_dict())
+
+
 def test_copies_draw_on_by_themselves():
     model = network()
     penalty = SRIP(generator=torch.Generator().manual_seed(3))
@@ -220,6 +239,11 @@ def test_sums_add_values_tables_and_steps():
     assert total(model).item() == pytest.approx(a(model).item() + b(model).item(), rel=1e-12)
     with pytest.raises(TypeError):
         a + 1.0
+    with pytest.raises(TypeError):
+        sum([a, b], start=1)
+    assert sum([a, b])(model).item() == pytest.approx(a(model).item() + b(model).item(), rel=1e-12)
+    with pytest.raises(ValueError, match="at least one"):
+        PenaltySum()
 
 
 def test_a_penalty_of_ones_own_defines_one_method():
@@ -231,7 +255,30 @@ def test_a_penalty_of_ones_own_defines_one_method():
     assert Spread(2.0)(model).item() == pytest.approx(2 * model.weight.var().item(), rel=1e-12)
 
 
-# Distributed training
+# Gradient accumulation and distributed training
+
+
+def test_added_once_per_optimizer_step_it_is_the_penalty_of_the_whole_batch():
+    """Four micro-batches; a penalty in the loss of each of them would count four times, divided by four or not."""
+    x, y = data()
+    whole, parts = network(), network()
+    penalties = [SoftOrthogonality(0.1, schedule=ramp(2), every=2) + L2(0.01) for _ in range(2)]
+    for _ in range(3):
+        for model in (whole, parts):
+            model.zero_grad()
+        (nn.functional.mse_loss(whole(x), y) + penalties[0](whole)).backward()
+        for k in range(4):
+            rows = slice(2 * k, 2 * k + 2)
+            loss = nn.functional.mse_loss(parts(x[rows]), y[rows]) / 4
+            (loss if k else loss + penalties[1](parts)).backward()
+        with torch.no_grad():
+            for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+                # the same sums in another order
+                torch.testing.assert_close(b.grad, a.grad, rtol=1e-10, atol=1e-13)
+                a.sub_(0.1 * a.grad)
+                b.sub_(0.1 * b.grad)
+        for penalty in penalties:
+            penalty.advance()
 
 
 def rank_gradients(rank, folder):

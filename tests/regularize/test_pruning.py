@@ -1,11 +1,13 @@
 """The Taylor criterion against the loss without each channel, and the masks of torch.nn.utils.prune."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrizations import weight_norm
 
 from thalweg.regularize import L2, prune_channels_, taylor_scores
 
@@ -135,3 +137,12 @@ def test_errors():
         taylor_scores(model, cross_entropy, [])
     with pytest.raises(ValueError, match=r"amount=1\.5"):
         prune_channels_(model, {"0": torch.ones(5)}, 1.5)
+    refused = [
+        (nn.ConvTranspose2d(4, 6, 3), torch.rand(6), "the rows of a ConvTranspose2d's weight are its inputs"),
+        (weight_norm(nn.Conv2d(3, 4, 3)), torch.rand(4), "its weight is parametrized: remove"),
+        (nn.Conv2d(3, 4, 3), torch.rand(6), "it has 4 channels and 6 scores"),
+        (nn.Conv2d(3, 2, 3), torch.tensor([0.5, math.nan]), "its scores are not finite"),
+    ]
+    for layer, scores, reason in refused:
+        with pytest.raises(ValueError, match=f"channels of the model cannot be masked: {reason}"):
+            prune_channels_(layer, {"": scores}, 1)

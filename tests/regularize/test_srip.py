@@ -108,3 +108,5 @@ def test_errors():
         SRIP(iterations=0)
     with pytest.raises(ValueError, match="iterations=0"):
         srip(torch.eye(2), iterations=0)
+    with pytest.raises(ValueError, match=r"start of shape \(2,\) expected for W \(2, 3\), got \(3,\)"):
+        srip(torch.ones(2, 3), start=torch.ones(3))

@@ -36,7 +36,7 @@ def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
         mask: Tensor = getattr(module, f"{name}_mask")
         return original * mask.to(original.dtype)
     weight: Tensor = getattr(module, name)
-    if nn.parameter.is_lazy(weight):
+    if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"{type(module).__name__} has an uninitialized {name}: call the model once on real data first")
     return weight
 

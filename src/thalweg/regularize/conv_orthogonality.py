@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from thalweg.regularize.gram import grouped_kernel
 from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
 
@@ -53,6 +54,9 @@ def conv_orthogonality(
         dilation: spacing of the taps.
         groups: independent convolutions side by side; their R is summed.
 
+    Raises:
+        ValueError: no kernel, or a stride, dilation or number of groups that does not fit it.
+
     >>> delta = torch.zeros(2, 2, 3, 3)
     >>> delta[:, :, 1, 1] = torch.eye(2)  # the identity is orthogonal
     >>> conv_orthogonality(delta), conv_orthogonality(delta.roll(1, 3)), conv_orthogonality(2 * delta)
@@ -61,9 +65,14 @@ def conv_orthogonality(
     taps = weight.shape[2:]
     strides = [stride] * len(taps) if isinstance(stride, int) else list(stride)
     dilations = [dilation] * len(taps) if isinstance(dilation, int) else list(dilation)
+    if not taps or weight.shape[0] % groups or {len(strides), len(dilations)} != {len(taps)}:
+        raise ValueError(
+            f"a kernel (O, I / groups, k…) with O a multiple of groups={groups} and one stride and dilation for each "
+            f"k expected, got shape {tuple(weight.shape)}, stride={stride}, dilation={dilation}"
+        )
     # In units of taps: rows meet where the dilated shift is a multiple of S. Pixels that are never read do not count.
     steps = [min(S // math.gcd(S, d), k) for S, d, k in zip(strides, dilations, taps, strict=True)]
-    K = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    K = grouped_kernel(weight, groups)
     if K.shape[1] > K.shape[2] * math.prod(steps):
         K = _phases(K, steps).transpose(1, 2)
         steps = [1] * len(taps)

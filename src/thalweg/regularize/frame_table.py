@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from thalweg.operators import LayerOperator, extreme_singular_values, input_shapes
+from thalweg.operators import InputShapes, LayerOperator, at_rest, extreme_singular_values, input_shapes
 from thalweg.operators.spectrum import known_singular_values
 from thalweg.regularize.gershgorin import circle_hinge, circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, Side, grouped_kernel, unsupported
+from thalweg.regularize.layer import Layer, weights_of
 from thalweg.regularize.row_types import make_plan
 
 __all__ = ["FrameRow", "FrameTable", "frame_report"]
@@ -30,7 +31,7 @@ class FrameRow:
     """One layer; every number is None for a layer that the frame regularizer leaves out.
 
     Attributes:
-        name: the module's name.
+        name: the module's name; that of the weight if it is not the module's ``weight``.
         m: outputs.
         n: inputs.
         side: "col" if V = WᵀW, "read" if it is that on the inputs that are read, "row" if V = WWᵀ.
@@ -66,7 +67,13 @@ class FrameRow:
 
 
 class FrameTable(list[FrameRow]):
-    """Rows for every module with a weight matrix or kernel; printing gives a Markdown table and the reasons."""
+    """Rows for every weight matrix or kernel of a model; printing gives a Markdown table and the reasons.
+
+    >>> model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2, bias=False))
+    >>> model.forward = lambda x: model[1](x)
+    >>> print(frame_report(model, (2,)).skipped[0].note)
+    Embedding is neither a dense layer nor a convolution
+    """
 
     @property
     def skipped(self) -> list[FrameRow]:
@@ -93,7 +100,7 @@ class FrameTable(list[FrameRow]):
 def frame_report(
     model: nn.Module, input_shape: Sequence[int], *, lower: float = 0.5, upper: float = 2.0, side: Side = "auto"
 ) -> FrameTable:
-    """The frame bounds of every dense layer and convolution of a model.
+    """The frame bounds of every dense layer and convolution of a model, frozen ones too; the model is left as it was.
 
     Args:
         model: any model that takes one tensor; it is run once, on zeros.
@@ -103,7 +110,10 @@ def frame_report(
         side: which Gram matrix, see `thalweg.regularize.gram_side`.
 
     Returns:
-        A row for every layer, in the model's order.
+        A row for every weight of two or more dimensions, in the model's order.
+
+    Raises:
+        ValueError: an unknown side, or parameters that are not initialized yet (lazy modules).
 
     >>> layer = nn.Linear(2, 2)
     >>> _ = nn.init.eye_(layer.weight)
@@ -111,39 +121,43 @@ def frame_report(
     >>> row.lambda_min, row.lambda_max, row.condition, row.R, row.lost
     (1.0, 1.0, 1.0, 0.0, 0)
     """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    real = (p for p in model.parameters() if p.is_floating_point() and not nn.parameter.is_lazy(p))
+    like = next(real, torch.empty(0))
     shapes = input_shapes(model, like.new_zeros(1, *input_shape))
     table = FrameTable()
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
-            continue
-        reason = unsupported(module)
-        if not reason and name in shapes.unused:
-            reason = "the forward pass did not reach it"
-        if reason:
-            table.append(FrameRow(name, note=reason))
-            continue
-        notes = [] if weight.requires_grad else ["frozen"]
-        if name in shapes.several:
-            notes.append(
-                f"used on maps of several sizes, {', '.join(map(str, shapes.several[name]))}; this is the first"
-            )
-        table.append(_row(name, module, weight, shapes.get(name), lower, upper, side, notes))
+    seen: dict[tuple[nn.Module, str], str] = {}
+    with at_rest(model):
+        for layer, parts in weights_of(model, shapes):
+            if layer.weight.ndim < 2:  # biases and normalization
+                continue
+            name = layer.name if layer.tensor == "weight" else layer.path
+            first = seen.setdefault((layer.module, layer.tensor), name)
+            reason = f"the same layer as {first}" if first != name else _reason(layer, shapes)
+            if reason:
+                table.append(FrameRow(name, note=reason))
+                continue
+            notes = [] if any(part.requires_grad for part in parts) else ["frozen"]
+            if name in shapes.several:
+                sizes = ", ".join(map(str, shapes.several[name]))
+                notes.append(f"used on maps of several sizes, {sizes}; this is the first")
+            table.append(_row(layer, lower, upper, side, notes))
     return table
 
 
-def _row(
-    name: str,
-    module: nn.Module,
-    weight: Tensor,
-    shape: Sequence[int] | None,
-    lower: float,
-    upper: float,
-    side: Side,
-    notes: list[str],
-) -> FrameRow:
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+def _reason(layer: Layer, shapes: InputShapes) -> str:
+    """Why a weight has no frame bounds here; "" if it has."""
+    reason = unsupported(layer.module)
+    if not reason and layer.tensor != "weight":
+        reason = "not the weight of its layer"
+    if not reason and layer.name in shapes.unused:
+        reason = "the forward pass did not reach it"
+    if not reason and layer.weight.is_complex():
+        reason = "complex weights are not supported"
+    return reason
+
+
+def _row(layer: Layer, lower: float, upper: float, side: Side, notes: list[str]) -> FrameRow:
+    name, module, weight, shape = layer.name, layer.module, layer.weight, layer.input_shape
     layer_map = LayerMap.of_module(module, weight, shape)
     m, n = layer_map.shape
     choice = layer_map.gram_side(side)

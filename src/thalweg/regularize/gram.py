@@ -50,6 +50,9 @@ def gram_side(m: int, n: int, side: Side = "auto", *, read: int | None = None) -
         read: how many inputs some output reads; None is all. ("auto" for a 1 x 1 kernel with stride 2, where neither
             Gram matrix can have full rank, is WᵀW on the quarter of the pixels that are read.)
 
+    Raises:
+        ValueError: another side.
+
     >>> print(gram_side(2, 3).note)
     rank <= m = 2 < n = 3: the input cannot be recovered, at least 1 of its dimensions is lost; WWᵀ is bounded
     """

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from thalweg.regularize.layer import Layer
+from thalweg.regularize.layer import Layer, check_matrices
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def hyperspherical_energy(W: Tensor, *, power: Power = 0, angular: bool = False,
         A scalar, 0 if there is no pair.
 
     Raises:
-        ValueError: another power.
+        ValueError: another power, or a tensor of another shape.
 
     >>> W = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])  # angles π/2, π/2, π
     >>> round(float(hyperspherical_energy(W, power=2)), 4)  # (1/2 + 1/2 + 1/4) / 3
@@ -62,6 +62,7 @@ def hyperspherical_energy(W: Tensor, *, power: Power = 0, angular: bool = False,
     """
     if power not in (0, 1, 2):
         raise ValueError(f"power={power!r}: the energy is defined here for s = 0, 1 and 2")
+    check_matrices(W)
     norm = torch.linalg.vector_norm(W, dim=-1, keepdim=True)
     alive = norm != 0  # NaN stays, and is seen
     directions = W / torch.where(alive, norm, 1.0)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["CONVOLUTIONS", "TRANSPOSED", "Layer", "weights_of"]
+from thalweg.operators import applied_weight
+from thalweg.regularize.gram import grouped_kernel
+
+__all__ = ["CONVOLUTIONS", "TRANSPOSED", "Layer", "check_matrices", "weights_of"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,24 +49,36 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """The weight as the module applies it, in float32 or wider."""
-        original = self.module._parameters.get(f"{self.tensor}_orig")
-        if original is None:
-            weight: Tensor = getattr(self.module, self.tensor)
-        else:  # pruned by torch.nn.utils.prune: the attribute is as old as the last forward pass
-            weight = original * getattr(self.module, f"{self.tensor}_mask").to(original.dtype)
+        weight = applied_weight(self.module, self.tensor)
         return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
     @property
     def kernel(self) -> Tensor:
         """The weight as (groups, out, in, taps…): what every group of output channels does to its input channels."""
-        weight, groups = self.weight, getattr(self.module, "groups", 1)
-        kernel = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        kernel = grouped_kernel(self.weight, getattr(self.module, "groups", 1))
         return kernel.transpose(1, 2) if isinstance(self.module, TRANSPOSED) else kernel  # stored as (in, out / groups)
 
     @property
     def matrices(self) -> Tensor:
         """The weight as (groups, m, n) with n = in · taps: one row for each output channel."""
         return self.kernel.flatten(2)
+
+
+def check_matrices(W: Tensor) -> None:
+    """Refuse what is neither a matrix (m, n) nor blocks (b, m, n) with elements.
+
+    Raises:
+        ValueError: that.
+
+    >>> check_matrices(torch.ones(3))
+    Traceback (most recent call last):
+    ValueError: a matrix (m, n) or blocks (b, m, n) expected, got shape (3,): a kernel as its rows is W.flatten(1)
+    """
+    if W.ndim not in (2, 3) or not W.numel():
+        raise ValueError(
+            f"a matrix (m, n) or blocks (b, m, n) expected, got shape {tuple(W.shape)}: a kernel as its rows is "
+            "W.flatten(1)"
+        )
 
 
 def weights_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:

@@ -21,11 +21,16 @@ __all__ = ["L1", "L2", "soft_threshold"]
 
 
 def soft_threshold(w: Tensor, threshold: float) -> Tensor:
-    """Argmin_z ½ |z - w|² + threshold · Σ |z|.
+    """Argmin_z ½ |z - w|² + threshold · Σ |z|, of the shape of w.
+
+    Raises:
+        ValueError: a negative threshold, for which that is another formula.
 
     >>> soft_threshold(torch.tensor([-2.0, 0.5, 3.0]), 1.0)
     tensor([-1.,  0.,  2.])
     """
+    if threshold < 0:
+        raise ValueError(f"a threshold must be >= 0, got {threshold}")
     return w.sign() * (w.abs() - threshold).clamp(min=0)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thalweg.regularize.layer import Layer
+from thalweg.regularize.layer import Layer, check_matrices
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ __all__ = [
 
 
 def gram_defect(W: Tensor) -> Tensor:
-    """G - I for the smaller Gram matrix of W: (…, m, n)."""
+    """G - I for the smaller Gram matrix of W: (m, n) or (b, m, n)."""
+    check_matrices(W)
     m, n = W.shape[-2:]
     G = W @ W.mT if m < n else W.mT @ W
     return G - torch.eye(min(m, n), dtype=W.dtype, device=W.device)
@@ -50,6 +51,9 @@ def gram_defect(W: Tensor) -> Tensor:
 
 def soft_orthogonality(W: Tensor) -> Tensor:
     """|G - I|_F² of a matrix W: (m, n), or of the block-diagonal matrix of W: (b, m, n).
+
+    Raises:
+        ValueError: a tensor of another shape.
 
     >>> soft_orthogonality(torch.tensor([[1.0, 1.0, 0.0]])), soft_orthogonality(torch.eye(3)[:2])
     (tensor(1.), tensor(0.))
@@ -60,15 +64,22 @@ def soft_orthogonality(W: Tensor) -> Tensor:
 def double_soft_orthogonality(W: Tensor) -> Tensor:
     """|WᵀW - I|_F² + |WWᵀ - I|_F² of W: (m, n) or of b diagonal blocks (b, m, n); equal to 2 SO + b |n - m|.
 
+    Raises:
+        ValueError: a tensor of another shape.
+
     >>> double_soft_orthogonality(torch.tensor([[1.0, 1.0, 0.0]]))
     tensor(4.)
     """
+    check_matrices(W)
     blocks, difference = W.shape[:-2].numel(), abs(W.shape[-2] - W.shape[-1])
     return 2 * soft_orthogonality(W) + blocks * difference
 
 
 def mutual_coherence(W: Tensor) -> Tensor:
     """Largest |G - I| of W: (m, n) or of b diagonal blocks (b, m, n); entries that attain it share the gradient.
+
+    Raises:
+        ValueError: a tensor of another shape.
 
     >>> mutual_coherence(torch.tensor([[1.0, 1.0, 0.0]]))
     tensor(1.)
@@ -95,14 +106,26 @@ class SoftOrthogonality(LayerPenalty):
 
 
 class DoubleSoftOrthogonality(SoftOrthogonality):
-    """DSO over the kernel matrices of a model's layers: SO at twice the coefficient, plus a constant."""
+    """DSO over the kernel matrices of a model's layers: SO at twice the coefficient, plus a constant.
+
+    >>> model = torch.nn.Linear(3, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(model.weight, 0.0)
+    >>> DoubleSoftOrthogonality(0.5)(model).detach()  # (|0 - I_3|² + |0 - I_1|²) / 2
+    tensor(2.)
+    """
 
     def value(self, layer: Layer) -> Tensor:
         return double_soft_orthogonality(layer.matrices)
 
 
 class MutualCoherence(SoftOrthogonality):
-    """MC over the kernel matrices of a model's layers: a step moves only the worst pair of rows or columns of each."""
+    """MC over the kernel matrices of a model's layers: a step moves only the worst pair of rows or columns of each.
+
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+    >>> MutualCoherence(1.0)(model).detach()  # G = [[2, 2], [2, 2]]
+    tensor(2.)
+    """
 
     def value(self, layer: Layer) -> Tensor:
         return mutual_coherence(layer.matrices)

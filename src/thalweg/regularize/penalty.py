@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg.operators.sizes import input_shapes
+from thalweg.operators import at_rest, input_shapes
 from thalweg.regularize.coefficients import Schedule, constant
 from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer, weights_of
 from thalweg.regularize.penalty_table import PenaltyRow, PenaltyTable
@@ -111,12 +111,31 @@ class Penalty(nn.Module):
             return NotImplemented
         return PenaltySum(self, other)
 
+    def __radd__(self, other: int) -> Self:
+        """The start of the built-in ``sum``: 0 + p is p."""
+        if other != 0:
+            return NotImplemented
+        return self
+
 
 class PenaltySum(Penalty):
-    """The sum of penalties, each with its own coefficient, schedule and choice of layers; made by ``p + q``."""
+    """The sum of penalties, each with its own coefficient, schedule and choice of layers; made by ``p + q``.
+
+    Raises:
+        ValueError: no penalty.
+
+    >>> from thalweg.regularize import L1, L2
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(model.weight, 2.0)
+    >>> penalty = L1(0.5) + L2(0.25)
+    >>> penalty(model).detach(), [row.coefficient * row.value for row in penalty.per_layer(model)]
+    (tensor(3.), [2.0, 1.0])
+    """
 
     def __init__(self, *penalties: Penalty) -> None:
         super().__init__()
+        if not penalties:
+            raise ValueError("a sum of penalties needs at least one")
         self.terms = nn.ModuleList()
         for penalty in penalties:
             self.terms.extend(penalty.terms if isinstance(penalty, PenaltySum) else [penalty])
@@ -164,6 +183,20 @@ class LayerPenalty(Penalty):
 
     Raises:
         ValueError: an option out of range; on evaluation, a model in which nothing is selected.
+
+    >>> class Trace(LayerPenalty):
+    ...     def value(self, layer: Layer) -> Tensor:
+    ...         return layer.weight.trace()
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> for layer in model:
+    ...     _ = nn.init.eye_(layer.weight)
+    >>> print(Trace(0.5, exclude="1").per_layer(model))
+    | penalty | weight | shape | value | coefficient | note |
+    |---|---|---|---|---|---|
+    | Trace | 0.weight | 2 x 2 | 2 | 0.5 |  |
+    <BLANKLINE>
+    Not regularized:
+    - Trace: 1.weight: excluded by '1'
     """
 
     DEFAULT_TYPES: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
@@ -183,8 +216,8 @@ class LayerPenalty(Penalty):
         super().__init__()
         if not coefficient >= 0:
             raise ValueError(f"the coefficient of a penalty must be >= 0, got {coefficient}")
-        if every < 1:
-            raise ValueError(f"every={every}: a penalty is evaluated at every N-th step with N >= 1")
+        if every < 1 or every != int(every):
+            raise ValueError(f"every={every}: a penalty is evaluated at every N-th step with a whole N >= 1")
         self.coefficient = coefficient
         self.types = self.DEFAULT_TYPES if types is None else types
         self.include = {p: re.compile(translate(p)) for p in ([include] if isinstance(include, str) else include)}
@@ -242,14 +275,17 @@ class LayerPenalty(Penalty):
         state = None if self.generator is None else self.generator.get_state()
         devices = {param.device for param in model.parameters() if param.device.type != "cpu"}
         kind = next((device.type for device in devices), "cuda")
-        with torch.random.fork_rng([device.index for device in devices], device_type=kind):
+        with at_rest(model), torch.random.fork_rng([device.index for device in devices], device_type=kind):
             table = PenaltyTable(self._row(entry) for entry in self._select(model))
         if self.generator is not None and state is not None:
             self.generator.set_state(state)
         return table
 
     def prepare(self, model: nn.Module, sample: Tensor | tuple[Any, ...]) -> Self:
-        self.input_shapes = dict(input_shapes(model, sample))
+        shapes = input_shapes(model, sample)
+        of = {module: shapes[name] for name, module in model.named_modules() if name in shapes}
+        names = model.named_modules(remove_duplicate=False)  # a shared module is the same by all of its names
+        self.input_shapes = {name: of[module] for name, module in names if module in of}
         return self
 
     def advance(self, steps: int = 1) -> None:
@@ -276,8 +312,14 @@ class LayerPenalty(Penalty):
         return {"step": self.step, "generator": state, "input_shapes": self.input_shapes}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        if (self.generator is None) != (state["generator"] is None):
+            saved = "without one" if state["generator"] is None else "with one"
+            raise ValueError(
+                f"{type(self).__name__} has generator={self.generator} and was saved {saved}, so that its draws would "
+                "not be continued: make it as it was saved"
+            )
         self.step, self.input_shapes = state["step"], dict(state["input_shapes"])
-        if self.generator is not None and state["generator"] is not None:
+        if self.generator is not None:
             self.generator.set_state(state["generator"].cpu())
         self.advance(0)
 
@@ -320,7 +362,7 @@ class LayerPenalty(Penalty):
             return "frozen: it does not require a gradient"
         if parts[0].is_complex():
             return "complex weights are not supported"
-        if parts[0].numel() == 0:
+        if layer.weight.numel() == 0:
             return "it has no elements"
         return self.unsuitable(layer)
 

@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
-from thalweg.regularize.layer import CONVOLUTIONS
+from thalweg.operators import applied_weight
+from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED
 
 __all__ = ["prune_channels_", "taylor_scores"]
 
@@ -109,7 +110,8 @@ def prune_channels_(model: nn.Module, scores: Mapping[str, Tensor], amount: int 
         Layer name -> the channels masked by this call.
 
     Raises:
-        ValueError: a fraction outside [0, 1], or more channels than can be spared.
+        ValueError: a fraction outside [0, 1], more channels than can be spared, scores that are not finite or not one
+            for each channel, or a layer whose weight cannot be masked by rows (transposed or parametrized).
 
     >>> model = nn.Linear(3, 2)
     >>> prune_channels_(model, {"": torch.tensor([0.6, 0.8])}, 1)
@@ -120,7 +122,9 @@ def prune_channels_(model: nn.Module, scores: Mapping[str, Tensor], amount: int 
     candidates: list[tuple[float, str, int]] = []
     spare = 0
     for name, theta in scores.items():
-        mask = getattr(model.get_submodule(name), "weight_mask", None)
+        module = model.get_submodule(name)
+        _check_rows(name, module, theta)
+        mask = getattr(module, "weight_mask", None)
         alive = range(len(theta)) if mask is None else mask.flatten(1).any(1).nonzero().flatten().tolist()
         candidates += [(float(theta[channel]), name, channel) for channel in alive]
         spare += max(len(alive) - 1, 0)
@@ -146,3 +150,18 @@ def prune_channels_(model: nn.Module, scores: Mapping[str, Tensor], amount: int 
                 prune.custom_from_mask(module, tensor, keep)  # type: ignore[no-untyped-call]
         channels.sort()
     return chosen
+
+
+def _check_rows(name: str, module: nn.Module, theta: Tensor) -> None:
+    """Refuse scores that do not say which rows of the weight to mask."""
+    if isinstance(module, TRANSPOSED):
+        reason = f"the rows of a {type(module).__name__}'s weight are its inputs"
+    elif parametrize.is_parametrized(module, "weight"):
+        reason = "its weight is parametrized: remove the parametrization first"
+    elif len(theta) != (rows := len(applied_weight(module))):
+        reason = f"it has {rows} channels and {len(theta)} scores"
+    elif not theta.isfinite().all():
+        reason = "its scores are not finite"
+    else:
+        return
+    raise ValueError(f"channels of {name or 'the model'} cannot be masked: {reason}")

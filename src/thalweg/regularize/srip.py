@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thalweg.regularize.layer import Layer
+from thalweg.regularize.layer import Layer, check_matrices
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
 
 if TYPE_CHECKING:
@@ -43,17 +43,21 @@ def srip(
         generator: draws v; None draws from the global random state.
 
     Raises:
-        ValueError: no iteration.
+        ValueError: no iteration, or a tensor of another shape.
 
     >>> round(float(srip(torch.diag(torch.tensor([2.0, 1.0])), start=torch.ones(2))), 4)  # (2² - 1)²
     9.0
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: SRIP's power iteration makes at least one")
+    check_matrices(W)
     tall = W if W.shape[-2] >= W.shape[-1] else W.mT
     if start is None:
         device = W.device if generator is None else generator.device
         start = torch.randn(*tall.shape[:-2], tall.shape[-1], generator=generator, device=device).to(W)
+    elif start.shape != (*tall.shape[:-2], tall.shape[-1]):
+        expected = (*tall.shape[:-2], tall.shape[-1])
+        raise ValueError(f"a start of shape {expected} expected for W {tuple(W.shape)}, got {tuple(start.shape)}")
     v = start.unsqueeze(-1)
     for _ in range(iterations):
         u = _defect_product(tall, v)
