@@ -47,6 +47,50 @@ def test_rotations_keep_a_disc_and_are_as_long_as_asked():
     assert abs(angles.mean()) < 1.6  # four standard errors of a uniform angle
 
 
+@pytest.mark.parametrize("size", [(33, 65), (65, 33)])
+def test_rotations_of_oblong_images_do_not_shear(size):
+    """A spot keeps its distance from the centre in pixels, whatever the sides are."""
+    rows, columns = (torch.arange(n) - (n - 1) / 2 for n in size)
+    spot = torch.exp(-((rows[:, None] - 6) ** 2 + (columns[None, :] - 8) ** 2) / 4).expand(200, 1, *size)
+    turned = augment(crop=0, flip=False, rotation=180.0)(spot, draw())[:, 0]
+    y, x = ((turned * axis).sum((1, 2)) / turned.sum((1, 2)) for axis in (rows[:, None], columns[None, :]))
+    angles = torch.atan2(y, x)
+    assert torch.allclose(x.square() + y.square(), torch.tensor(100.0), atol=1.0)  # interpolation of a narrow spot
+    assert angles.max() > 3
+    assert angles.min() < -3
+
+
+def test_a_rotation_by_nothing_changes_nothing_and_dtype_and_batch_stay():
+    images = torch.rand(3, 2, 5, 7, generator=draw()).double()
+    torch.testing.assert_close(augment(crop=0, flip=False, rotation=1e-9)(images, draw()), images, rtol=0, atol=1e-9)
+    assert augment(rotation=15.0)(images.bfloat16(), draw()).dtype == torch.bfloat16
+    assert augment()(images[:0], draw()).shape == (0, 2, 5, 7)
+    assert augment()((255 * images).to(torch.uint8), draw()).dtype == torch.uint8
+
+
+def test_errors():
+    for options in ({"crop": -1}, {"rotation": -5.0}, {"rotation": 181.0}):
+        with pytest.raises(ValueError, match="crop >= 0 and 0 <= rotation <= 180 expected"):
+            augment(**options)
+    with pytest.raises(ValueError, match=r"images \(N, C, H, W\) expected, got torch.float32 of shape \(3, 8, 8\)"):
+        augment()(torch.rand(3, 8, 8), draw())
+    with pytest.raises(ValueError, match="floating-point images .* expected, got torch.uint8"):
+        augment(rotation=15.0)(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), draw())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_on_an_accelerator():
+    device = torch.accelerator.current_accelerator()
+    images = torch.rand(16, 3, 8, 8, generator=draw())
+    there = augment(rotation=15.0)(images.to(device), draw())
+    assert there.device.type == device.type
+    # the same draws; interpolation in float32
+    torch.testing.assert_close(there.cpu(), augment(rotation=15.0)(images, draw()), rtol=0, atol=1e-5)
+    own = augment(rotation=15.0)(images.to(device), torch.Generator(device).manual_seed(0))
+    assert own.shape == images.shape
+
+
 def test_augmented_batches_are_the_same_after_a_resume_and_differ_between_epochs():
     images = torch.rand(10, 1, 6, 6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,28 @@ def wrong_labels(images: np.ndarray, labels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def cells(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """X as a cell array, which SciPy reads as an array of Python objects."""
+    file = io.BytesIO()
+    X = np.empty(1, dtype=object)
+    X[0] = images
+    savemat(file, {"X": X, "y": labels[:, None].astype(np.uint8)})
+    return file.getvalue()
+
+
+class Payload:
+    """What a pickle would do when it is opened."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('the file was executed')",)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        (pickle.dumps(Payload()) + b"\0" * 200, "is damaged: a MATLAB file with X and y expected"),
+        (cells(*digits(12)), "is not SVHN: uint8 (32, 32, 3, N) and labels 1 to 10 expected, object"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 9, "is damaged"),
         (b"", "is damaged: a MATLAB file with X and y expected"),
         (b"no MATLAB file at all" * 20, "is damaged: a MATLAB file with X and y expected"),
         (mat(*digits(12))[:-100], "is damaged: a MATLAB file with X and y expected"),
