@@ -113,6 +113,16 @@ def test_map_sizes_reach_the_layers():
     assert resumed.input_shapes == seen
 
 
+def test_a_compiled_model_goes_by_the_names_of_the_model_inside():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(70, 3))
+    compiled = torch.compile(model, backend="eager")
+    penalty = SoftOrthogonality(exclude="2").prepare(compiled, torch.zeros(1, 2, 7, 9))
+    assert penalty.input_shapes == {"0": (2, 7, 9), "2": (70,)}
+    assert regularized(penalty, compiled) == regularized(penalty, model) == ["0.weight"]
+    assert torch.equal(penalty(compiled), penalty(model))
+    penalty.step_(compiled, 0.1)
+
+
 def test_parametrized_weights_are_read_as_the_layer_applies_them():
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), parametrizations.orthogonal(nn.Linear(4, 3)))
     table = SoftOrthogonality(1.0).per_layer(model)

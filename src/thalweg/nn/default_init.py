@@ -16,6 +16,10 @@ def draw_default_(model: nn.Module, generator: torch.Generator) -> None:
     Weights and biases are uniform on ±1/√fan_in (variance 1/(3·fan_in)), in the order of ``model.modules()``. Other
     layers keep what they have.
 
+    Args:
+        model: changed in place.
+        generator: draws all of them; of the device of the weights.
+
     >>> layer = nn.Linear(4, 2)
     >>> draw_default_(layer, torch.Generator().manual_seed(0))
     >>> bool(layer.weight.abs().max() <= 0.5)

@@ -14,6 +14,13 @@ def freeze_last_layer_(layer: nn.Linear, norm: float) -> None:
 
     The logits of a scale-invariant network have no other scale than this one, so ``norm`` sets how confident it can be.
 
+    Args:
+        layer: changed in place.
+        norm: > 0.
+
+    Raises:
+        ValueError: another norm.
+
     >>> layer = nn.Linear(4, 2)
     >>> freeze_last_layer_(layer, 10.0)
     >>> round(layer.weight.norm().item(), 4), layer.weight.requires_grad

@@ -12,7 +12,7 @@ from thalweg.operators.spectrum import (
     singular_values,
     spectral_norm,
 )
-from thalweg.operators.weights import applied_weight, at_rest
+from thalweg.operators.weights import applied_weight, at_rest, uncompiled
 
 __all__ = [
     "ConvolutionOperator",
@@ -33,4 +33,5 @@ __all__ = [
     "reconstruct",
     "singular_values",
     "spectral_norm",
+    "uncompiled",
 ]

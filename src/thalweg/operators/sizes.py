@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from thalweg.operators.weights import uncompiled
+
 __all__ = ["InputShapes", "input_shapes"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -36,7 +38,7 @@ def input_shapes(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> InputSha
     it stands.
 
     Args:
-        model: any model.
+        model: any model; of a compiled one, the model inside, by whose names the shapes go.
         sample: one batch, as small as the model allows; a tuple is several arguments.
 
     Returns:
@@ -50,6 +52,7 @@ def input_shapes(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> InputSha
     >>> input_shapes(model, torch.zeros(2, 1, 8, 8))
     {'0': (1, 8, 8), '3': (36,)}
     """
+    model = uncompiled(model)
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the model has uninitialized parameters: call it once on real data, then ask for its sizes")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CONVOLUTIONS)}

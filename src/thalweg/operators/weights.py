@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["applied_weight", "at_rest"]
+__all__ = ["applied_weight", "at_rest", "uncompiled"]
 
 
 def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
@@ -39,6 +39,18 @@ def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"{type(module).__name__} has an uninitialized {name}: call the model once on real data first")
     return weight
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model itself behind ``torch.compile(model)``, with the names of its layers and hooks that are called.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 2)
+    >>> uncompiled(torch.compile(model, backend="eager")) is uncompiled(model) is model
+    True
+    """
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg.operators import applied_weight
+from thalweg.operators import applied_weight, uncompiled
 from thalweg.regularize.gram import grouped_kernel
 
 __all__ = ["CONVOLUTIONS", "TRANSPOSED", "Layer", "check_matrices", "weights_of"]
@@ -82,7 +82,12 @@ def check_matrices(W: Tensor) -> None:
 
 
 def weights_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:
-    """Every weight of the model with the parameters it is made of: itself, or the originals of its parametrization."""
+    """Every weight of the model with the parameters it is made of: itself, or the originals of its parametrization.
+
+    >>> [layer.path for layer, _ in weights_of(torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager"), {})]
+    ['0.weight', '0.bias']
+    """
+    model = uncompiled(model)
     inner = {m for p in model.modules() if isinstance(p, parametrize.ParametrizationList) for m in p.modules()}
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     for name, module in model.named_modules(remove_duplicate=False):

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg.operators import at_rest, input_shapes
+from thalweg.operators import at_rest, input_shapes, uncompiled
 from thalweg.regularize.coefficients import Schedule, constant
 from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer, weights_of
 from thalweg.regularize.penalty_table import PenaltyRow, PenaltyTable
@@ -282,7 +282,7 @@ class LayerPenalty(Penalty):
         return table
 
     def prepare(self, model: nn.Module, sample: Tensor | tuple[Any, ...]) -> Self:
-        shapes = input_shapes(model, sample)
+        shapes, model = input_shapes(model, sample), uncompiled(model)
         of = {module: shapes[name] for name, module in model.named_modules() if name in shapes}
         names = model.named_modules(remove_duplicate=False)  # a shared module is the same by all of its names
         self.input_shapes = {name: of[module] for name, module in names if module in of}
