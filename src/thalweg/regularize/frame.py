@@ -52,7 +52,7 @@ from thalweg.regularize.layer import CONVOLUTIONS, Layer
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
 from thalweg.regularize.penalty_table import PenaltyTable
 from thalweg.regularize.row_types import make_plan, pixels_read
-from thalweg.regularize.spectral import HEADROOM, largest_eigenvalue, probe_penalty, step_factor
+from thalweg.regularize.spectral import probe_penalty, start_vector, step_factor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -137,7 +137,6 @@ class FrameRegularizer(LayerPenalty):
         boundary: of the Gershgorin form: "exact" or "interior".
         side: which Gram matrix; see `thalweg.regularize.gram_side`.
         sample: of the Gershgorin form: share of the row channels to draw at each step, without replacement.
-        degree: of the spectral form's polynomials.
         probes: of the spectral form: at most so many random images a layer, as its noise demands.
         margin: the spectral form and all of `step_` aim at [A (1 + margin), B (1 - margin)], so that noise and the loss
             do not lead out of [A, B].
@@ -165,8 +164,7 @@ class FrameRegularizer(LayerPenalty):
         boundary: Boundary = "exact",
         side: Side = "auto",
         sample: float = 1.0,
-        degree: int = 3,
-        probes: int = 4,
+        probes: int = 8,
         margin: float = 0.1,
         **options: Unpack[PenaltyOptions],
     ) -> None:
@@ -178,14 +176,14 @@ class FrameRegularizer(LayerPenalty):
                 "form must be 'gershgorin' or 'spectral' and boundary 'exact' or 'interior', got "
                 f"form={form!r}, boundary={boundary!r}"
             )
-        if not 0 < sample <= 1 or degree < 1 or probes < 1 or not 0 <= margin < 1:
+        if not 0 < sample <= 1 or probes < 1 or not 0 <= margin < 1:
             raise ValueError(
-                f"expected 0 < sample <= 1, degree >= 1, probes >= 1 and 0 <= margin < 1, got sample={sample}, "
-                f"degree={degree}, probes={probes}, margin={margin}"
+                f"expected 0 < sample <= 1, probes >= 1 and 0 <= margin < 1, got sample={sample}, probes={probes}, "
+                f"margin={margin}"
             )
         self.lower, self.upper, self.form, self.boundary, self.side = lower, upper, form, boundary, side
-        self.sample, self.degree, self.probes, self.margin = sample, degree, probes, margin
-        self._vectors: dict[str, Tensor] = {}  # of the power iterations, by the weight's name
+        self.sample, self.probes, self.margin = sample, probes, margin
+        self._vectors: dict[str, Tensor] = {}  # of the power steps, by the weight's name
         self._start_checked = False
         if form == "spectral":
             self._aim()
@@ -311,29 +309,22 @@ class FrameRegularizer(LayerPenalty):
         weight = layer.weight
         shape = layer.input_shape if isinstance(layer.module, CONVOLUTIONS) else None
         operator = LayerOperator.of(layer.module, shape, weight=weight)
-        with torch.no_grad():
-            fixed = LayerOperator.of(layer.module, shape, weight=weight.detach())
-            start = self._vectors.get(layer.path)
-            steps = 2
-            if start is None or start.shape != operator.input_shape:
-                device = weight.device if self.generator is None else self.generator.device
-                start = torch.randn(operator.input_shape, generator=self.generator, device=device)
-                steps = 10
-            largest, self._vectors[layer.path] = largest_eigenvalue(fixed, start.to(weight), steps=steps)
-        if not 0 < largest < math.inf:  # a weight of zeros is a stationary point, and NaN must not pass unseen
-            return 0.0 * weight.sum() + (self.lower**2 if largest == 0 and side.bounded_below else largest)
-        value = probe_penalty(
+        vector = self._vectors.get(layer.path)
+        if vector is None or vector.shape != (operator.output_shape if side.gram == "row" else operator.input_shape):
+            vector = start_vector(operator, gram=side.gram, generator=self.generator)
+        value, largest, vector = probe_penalty(
             operator,
+            vector.to(weight),
             lower=lower,
             upper=upper,
-            top=HEADROOM * largest,
             gram=side.gram,
-            degree=self.degree,
             probes=self._probes(layer_map),
             generator=self.generator,
         )
+        if 0 < largest < math.inf:
+            self._vectors[layer.path] = vector
         # Far above B the hinge is steep; this keeps the step of the largest singular value below its size.
-        scale = min(1.0, self.upper / largest)
+        scale = min(1.0, self.upper / largest) if largest > 0 else 1.0
         return value.detach() + scale * (value - value.detach())
 
     def _aim(self) -> tuple[float, float]:

@@ -5,35 +5,38 @@ r"""The frame regularizer on the eigenvalues themselves: no gap of Gershgorin's,
 R_s = 0 if and only if A <= λ_i <= B: the frame inequality itself, whereas diagonal dominance is only sufficient for it.
 Along the gradient flow every singular value follows ds/dt ∝ s (A - s²) below √A, so that W = 0 is an unstable point.
 
-Matrix-free, for z a random vector of signs and p, F Chebyshev approximations of f' and f on [0, 1.1 λ_max]:
+Matrix-free, for z a random vector of signs and cubics p and F that approximate f' and f on [0, 1.1 λ_max]:
 
-    R_s ≈ (1/n) E zᵀ F(V) z           ∇R_s ≈ (1/n) E ∇<W u, W z>  with u = p(V) z held constant
+    R_s ≈ (1/n) E zᵀ F(V) z           ∇R_s ≈ (2/n) E <dWᵀ y, x>,   y = W a(V) z,  x = b(V) z,  p = a b
 
-Both expectations are exact, tr(Pᵀ dV) = E (P z)ᵀ dV z; only the polynomials approximate. Degree 3 is enough for the
-gradient: p need not be small inside [A, B], it must have the right sign outside. Cost per probe: about 2·degree + 4
-convolutions of one image, against three times the batch for the layer's own step.
+Both expectations are exact, for tr(p(V) Wᵀ dW) = E zᵀ a(V) Wᵀ dW b(V) z; only the cubics approximate. They are enough:
+p need not be small inside [A, B], it must have the right sign outside. The factors meet in the middle: a(λ) = λ - ρ for
+a real root ρ of p, and b quadratic, so that y and x take z, Vz and V²z only. That is four convolutions of an image and
+a weight gradient, against three times the batch for the layer's own step; p(V) z would take twice as many. λ_max comes
+from power steps on a vector that travels with the probes.
 
 One probe is a batch of one image, and its noise grows with channels/positions: on a 64-channel 4 x 4 map a step that is
 harmless on 8 x 8 with 16 channels blows the weights up. Stable steps are about positions·probes / (4·channels) of the
-noiseless one, and `step_factor` is that number: with it 0.1 to 0.2 is a good decoupled step for every layer. By pure
-minimization from He's initialization (A = .5, B = 2, 300 steps of 0.1 or 0.2, degree 4): .97 of the spectrum inside for
-12 channels on 16 x 16, .98 for 48 on 4 x 4 (8 probes), .99 for 24 on 8 x 8, λ_max <= 1.9 in all.
+noiseless one, and `step_factor` is that number: with it 0.1 to 0.2 is a good decoupled step for every layer.
+By pure minimization from He's initialization (A = .5, B = 2, 300 steps of 0.2, two seeds): .98 to .99 of the spectrum
+inside for 12 channels on 16 x 16 and 24 on 8 x 8, for 48 on 4 x 4 .97 with 4 probes and .99 with 8; λ_max <= 1.9 in all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thalweg.operators import LayerOperator
 
-__all__ = ["chebyshev", "largest_eigenvalue", "probe_penalty", "spectral_penalty", "step_factor"]
+__all__ = ["Estimate", "factors", "hinge_cubics", "probe_penalty", "spectral_penalty", "start_vector", "step_factor"]
 
 HEADROOM = 1.1  # of the interval of approximation over the λ_max found
+NODES = 32  # of the quadrature that the cubics are fitted by
 
 
 def spectral_penalty(operator: LayerOperator, *, lower: float, upper: float, gram: str = "col") -> Tensor:
@@ -58,79 +61,98 @@ def spectral_penalty(operator: LayerOperator, *, lower: float, upper: float, gra
     return total / size
 
 
+class Estimate(NamedTuple):
+    """What `probe_penalty` finds.
+
+    Attributes:
+        value: R_s, whose gradient estimates ∇R_s.
+        largest: λ_max(V), from below.
+        vector: a vector near its eigenvector, for the next call.
+    """
+
+    value: Tensor
+    largest: float
+    vector: Tensor
+
+
 def probe_penalty(
     operator: LayerOperator,
+    vector: Tensor,
     *,
     lower: float,
     upper: float,
-    top: float,
     gram: str = "col",
-    degree: int = 3,
     probes: int = 1,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """An estimate of R_s whose gradient is an unbiased estimate of ∇R_s, but for the Chebyshev approximation.
+) -> Estimate:
+    """An estimate of R_s whose gradient is an unbiased estimate of ∇R_s, but for the approximation by cubics.
 
     Args:
         operator: the layer.
+        vector: near the eigenvector of λ_max(V): from the last call, or from `start_vector`.
         lower: A; -inf for none.
         upper: B.
-        top: an upper bound of λ_max(V), 1.1 times an estimate of it, say.
         gram: "col" or "row".
-        degree: of the polynomials, at least 1.
         probes: random vectors of signs.
         generator: draws them.
 
-    Returns:
-        A scalar.
-
-    >>> op = LayerOperator.of(torch.diag(torch.tensor([2.0, 0.5])))  # diagonal V: one probe is exact
-    >>> round(float(probe_penalty(op, lower=1.0, upper=2.0, top=4.4, degree=64)), 3)
-    2.281
+    >>> op = LayerOperator.of(2 * torch.eye(2))  # V = 4 I: one probe is exact, and so are cubics above B
+    >>> round(float(probe_penalty(op, torch.ones(2), lower=0.0, upper=1.0).value), 1)  # (4 - 1)²
+    9.0
     """
-    products: list[Callable[[Tensor], Tensor]] = [operator.matvec, operator.rmatvec]
-    forward, transpose = reversed(products) if gram == "row" else products
-    shape = operator.output_shape if gram == "row" else operator.input_shape
-    weight = operator.weight
+    forward, transpose = (operator.rmatvec, operator.matvec) if gram == "row" else (operator.matvec, operator.rmatvec)
+    weight, tiny = operator.weight, torch.finfo(operator.weight.dtype).tiny
     device = weight.device if generator is None else generator.device
-    signs = torch.randint(0, 2, (probes, *shape), generator=generator, device=device)
-    z = (2 * signs - 1).to(weight)
-    values, slopes = chebyshev(lower, upper, top, degree)
+    signs = torch.randint(0, 2, (probes, *vector.shape), generator=generator, device=device)
     with torch.no_grad():
-        before, now = z, _shifted(forward, transpose, z, top)
-        u = slopes[0] * z + slopes[1] * now
-        value = values[0] * z.numel() + values[1] * (z * now).sum()
-        for slope, height in zip(slopes[2:], values[2:], strict=True):  # T_{j+1} = 2 x T_j - T_{j-1}
-            before, now = now, 2 * _shifted(forward, transpose, now, top) - before
-            u = u.add_(now, alpha=slope)
-            value = value + height * (z * now).sum()
-        # |p| <= max on the interval; a longer u means that λ_max was underestimated, and would throw the weights away.
-        longest = max(abs(slope_at(lower, upper, 0.0)), abs(slope_at(lower, upper, top))) * z.numel() ** 0.5
-        u *= (longest / torch.linalg.vector_norm(u)).clamp(max=1.0)
-    Wu, Wz = forward(torch.cat((u, z))).chunk(2)
-    surrogate = (Wu * Wz).sum()
-    return (value.detach() + surrogate - surrogate.detach()) / z.numel()
+        z = (2 * signs - 1).to(weight)
+        Wz = forward(torch.cat((z, vector[None])))
+        Vz = transpose(Wz)
+        WVz = forward(Vz)
+        largest = float(WVz[-1].square().sum() / Vz[-1].square().sum().clamp(min=tiny))
+    if not 0 < largest < math.inf:  # a weight of zeros is a stationary point, and NaN must not pass unseen
+        return Estimate(0.0 * weight.sum() + (max(lower, 0.0) ** 2 if largest == 0 else largest), largest, vector)
+    top = HEADROOM * largest
+    values, slopes = hinge_cubics(lower, upper, top)
+    root, b, limit = factors(slopes)
+    y = WVz / top  # the last is the power vector
+    y[:-1] -= root * Wz[:-1]
+    Vy = transpose(y)
+    with torch.no_grad():
+        v1 = Vz[:-1] / top
+        v2 = Vy[:-1] / top + root * v1
+        x = b[0] * z + b[1] * v1 + b[2] * v2
+        # Beyond the interval the cubics grow: were λ_max far underestimated, that would throw the weights away.
+        longest = limit * top**0.5 * z.numel()
+        length = (torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y[:-1])).clamp(min=tiny)
+        x *= 2 * (longest / length).clamp(max=1.0)
+        moments = (z.square().sum(), Wz[:-1].square().sum() / top, v1.square().sum(), WVz[:-1].square().sum() / top**3)
+        value = sum(float(c) * moment for c, moment in zip(values, moments, strict=True))
+    surrogate = (Vy[:-1] * x).sum()
+    return Estimate((value + surrogate - surrogate.detach()) / z.numel(), largest, _unit(Vy[-1].detach()))
 
 
-def largest_eigenvalue(operator: LayerOperator, start: Tensor, *, steps: int = 2) -> tuple[float, Tensor]:
-    """λ_max(WᵀW) from below by power steps, and the vector reached, to warm-start the next call with.
+def start_vector(
+    operator: LayerOperator, *, gram: str = "col", steps: int = 10, generator: torch.Generator | None = None
+) -> Tensor:
+    """A random vector after so many power steps with V.
 
-    At least ``steps`` of them, and up to 20 while ``|V v|`` still grows by more than one per cent a step: an estimate
-    that lags behind growing weights would let them grow without bound.
-
-    >>> round(largest_eigenvalue(LayerOperator.of(torch.diag(torch.tensor([2.0, 1.0]))), torch.ones(2), steps=9)[0], 4)
-    4.0
+    >>> start_vector(LayerOperator.of(torch.diag(torch.tensor([2.0, 1.0])))).abs().round(decimals=3)
+    tensor([1., 0.])
     """
-    v, value = start, 0.0
+    forward, transpose = (operator.rmatvec, operator.matvec) if gram == "row" else (operator.matvec, operator.rmatvec)
+    shape, weight = operator.output_shape if gram == "row" else operator.input_shape, operator.weight
+    device = weight.device if generator is None else generator.device
+    vector = torch.randn(shape, generator=generator, device=device).to(weight)
     with torch.no_grad():
-        norm = torch.linalg.vector_norm(v)
-        for step in range(20):
-            v = operator.rmatvec(operator.matvec((v / norm.clamp(min=torch.finfo(v.dtype).tiny))[None]))[0]
-            norm = torch.linalg.vector_norm(v)
-            before, value = value, float(norm)
-            if step + 1 >= steps and not value > 1.01 * before:
-                break
-    return value, v
+        for _ in range(steps):
+            vector = transpose(forward(_unit(vector)[None]))[0]
+    return _unit(vector)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(vector)
+    return vector / norm.clamp(min=torch.finfo(vector.dtype).tiny)
 
 
 def step_factor(channels: int, positions: int, probes: int) -> float:
@@ -149,37 +171,49 @@ def _hinge(x: Tensor, lower: float, upper: float) -> Tensor:
     return (x - lower).clamp(max=0).square() + (x - upper).clamp(min=0).square()
 
 
-def slope_at(lower: float, upper: float, x: float) -> float:
-    """f'(λ) at one point."""
-    return 2 * min(x - lower, 0.0) + 2 * max(x - upper, 0.0)
-
-
-@lru_cache(maxsize=1)
-def _nodes(degree: int) -> tuple[Tensor, Tensor]:
-    """Chebyshev nodes on [-1, 1] and the matrix from values there to coefficients."""
-    count = 8 * (degree + 1)
-    angles = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
-    transform = torch.cos(torch.arange(degree + 1, dtype=torch.float64)[:, None] * angles) * (2 / count)
+def _cubics() -> tuple[np.ndarray, np.ndarray]:
+    """Chebyshev nodes on [0, 1], and the matrix from values there to the coefficients of 1, t, t², t³."""
+    angles = (np.arange(NODES) + 0.5) * (math.pi / NODES)
+    transform = np.cos(np.arange(4)[:, None] * angles) * (2 / NODES)
     transform[0] /= 2
-    return torch.cos(angles), transform
+    shifted = np.array([[1, 0, 0, 0], [-1, 2, 0, 0], [1, -8, 8, 0], [-1, 18, -48, 32]])  # T_j(2t - 1)
+    return (np.cos(angles) + 1) / 2, shifted.T @ transform
 
 
-def chebyshev(lower: float, upper: float, top: float, degree: int) -> tuple[list[float], list[float]]:
-    """Chebyshev coefficients of f and f' on [0, top], by Gauss quadrature at 8 (degree + 1) nodes.
+POINTS, FIT = _cubics()
+DENSITY = np.sqrt(POINTS * (1 - POINTS))  # of nodes per length, inverted
 
-    >>> values, slopes = chebyshev(0.0, 0.0, 2.0, 2)  # f = λ² = (1 + x)², f' = 2 (1 + x) with x in [-1, 1]
-    >>> [round(c, 4) for c in values], [round(abs(c), 4) for c in slopes]
-    ([1.5, 2.0, 0.5], [2.0, 2.0, 0.0])
+
+def hinge_cubics(lower: float, upper: float, top: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of 1, t, t², t³ with t = λ / top of the Chebyshev approximations of f and f' on [0, top].
+
+    >>> values, slopes = hinge_cubics(0.0, 0.0, 2.0)  # f = λ² = 4 t², f' = 2 λ = 4 t
+    >>> values.round(4) + 0.0, slopes.round(4) + 0.0
+    (array([0., 0., 4., 0.]), array([0., 4., 0., 0.]))
     """
-    x, transform = _nodes(degree)
-    x = (x + 1) * (top / 2)
-    slope = 2 * (x - lower).clamp(max=0) + 2 * (x - upper).clamp(min=0)
-    coefficients: list[list[float]] = (transform @ torch.stack((_hinge(x, lower, upper), slope), 1)).T.tolist()
-    return coefficients[0], coefficients[1]
+    below, above = np.minimum(top * POINTS - lower, 0), np.maximum(top * POINTS - upper, 0)
+    return FIT @ (below**2 + above**2), FIT @ (2 * below + 2 * above)
 
 
-def _shifted(
-    forward: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Tensor], x: Tensor, top: float
-) -> Tensor:
-    """The spectrum of V moved from [0, top] to [-1, 1]: (2/top) V x - x."""
-    return transpose(forward(x)).mul_(2 / top).sub_(x)
+def factors(slopes: np.ndarray) -> tuple[float, np.ndarray, float]:
+    """ρ, b and a bound of √t |(t - ρ) b(t)| on [0, 1], for a cubic p = (t - ρ) (b₀ + b₁ t + b₂ t²).
+
+    The variance of an estimate is about Σ λ a(λ)² Σ b(λ)² over the eigenvalues: of the real roots the one that makes it
+    least for evenly spread ones.
+
+    >>> root, b, _ = factors(np.array([-1.0, 3.0, -3.0, 2.0]))
+    >>> root, b.round(4)
+    (0.5, array([ 2., -2.,  2.]))
+    """
+    best = (math.inf, 0.0, np.zeros(3), 0.0)
+    slopes = np.where(np.abs(slopes) > 1e-9 * np.abs(slopes).max(), slopes, 0.0)  # or roots are lost in rounding
+    roots = np.roots(slopes[::-1])
+    for root in roots.real[np.abs(roots.imag) <= 1e-6 * np.abs(roots)]:
+        b2 = slopes[3]
+        b1 = slopes[2] + root * b2
+        b = np.array([slopes[1] + root * b1, b1, b2])
+        a, q = np.sqrt(POINTS) * np.abs(POINTS - root), np.abs(b[0] + POINTS * (b[1] + POINTS * b[2]))
+        noise = float((DENSITY * a**2).sum() * (DENSITY * q**2).sum())
+        if noise < best[0]:
+            best = (noise, float(root), b, float(a.max() * q.max()))
+    return best[1:]
