@@ -125,6 +125,24 @@ def test_weights_of_zeros_and_nan():
             call()
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), nn.Conv2d(8, 64, 2, stride=2)],
+    ids=["torus", "patches"],
+)
+def test_float32_does_not_lose_what_small_blocks_keep(conv):
+    """By max(m, n)·ε = 1e-3 hundreds of directions counted as lost; the blocks are 8 x 8 and 64 x 32."""
+    randomize(conv, seed=2).float()
+    if conv.padding_mode == "zeros":
+        with torch.no_grad():
+            conv.weight[:, 0] *= 1e-4
+    exact = LayerOperator.of(conv, (8, 32, 32), weight=conv.weight.detach().double()).frame_bounds()
+    bounds = LayerOperator.of(conv, (8, 32, 32)).frame_bounds()
+    assert exact.lower < (3e-4) ** 2 * exact.upper
+    assert bounds.lost == exact.lost == 0
+    assert bounds.lower == pytest.approx(exact.lower, rel=0.05)  # a few ε of the largest, 3e-7 beside 3e-5, squared
+
+
 @pytest.fixture
 def by_products(monkeypatch):
     """As if every layer were too large for a dense matrix."""

@@ -8,6 +8,7 @@ from thalweg.operators.sizes import InputShapes, input_shapes
 from thalweg.operators.spectrum import (
     known_singular_values,
     largest_singular_value,
+    negligible,
     power_iteration,
     singular_values,
     spectral_norm,
@@ -29,6 +30,7 @@ __all__ = [
     "input_shapes",
     "known_singular_values",
     "largest_singular_value",
+    "negligible",
     "power_iteration",
     "reconstruct",
     "singular_values",

@@ -24,9 +24,33 @@ from torch import Tensor
 if TYPE_CHECKING:
     from thalweg.operators.convolution import ConvolutionOperator
 
-__all__ = ["fourier_singular_values", "patch_singular_values"]
+__all__ = ["block_shape", "fourier_singular_values", "patch_singular_values"]
 
 CHUNK = 2**22  # complex numbers in the blocks that are held at a time
+
+
+def block_shape(op: ConvolutionOperator) -> tuple[int, int] | None:
+    """Shape of the blocks that a convolution falls apart into; None if it does not.
+
+    >>> from thalweg.operators.convolution import ConvolutionOperator
+    >>> block_shape(ConvolutionOperator(torch.ones(6, 3, 3), (3, 8), stride=2, padding=1, padding_mode="circular"))
+    (6, 6)
+    """
+    rows, columns = op.weight.shape[0] // op.groups, op.weight.shape[1]
+    if _apart(op):
+        return rows, columns * prod(op.taps)
+    return (rows, columns * prod(op.stride)) if _on_torus(op) else None
+
+
+def _on_torus(op: ConvolutionOperator) -> bool:
+    sides = zip(op.size, op.stride, op.output_shape[1:], strict=True)
+    return op.circular and all(h == s * u for h, s, u in sides)
+
+
+def _apart(op: ConvolutionOperator) -> bool:
+    """Whether no two windows overlap."""
+    wraps = op.circular and any(margin for pair in op.padding for margin in pair)
+    return not wraps and all(s > d * (k - 1) for s, d, k in zip(op.stride, op.dilation, op.taps, strict=True))
 
 
 @torch.no_grad()
@@ -39,9 +63,9 @@ def fourier_singular_values(op: ConvolutionOperator) -> Tensor | None:
     >>> [round(s, 3) for s in fourier_singular_values(op).tolist()]
     [2.0, 1.414, 1.414, 0.0]
     """
-    outputs, axes = op.output_shape[1:], len(op.size)
-    if not op.circular or any(h != s * u for h, s, u in zip(op.size, op.stride, outputs, strict=True)):
+    if not _on_torus(op):
         return None
+    outputs, axes = op.output_shape[1:], len(op.size)
     K = _kernel(op).flatten(3).permute(3, 0, 1, 2)  # (taps, groups, out, in)
     aliases = prod(op.stride)
     half = [*outputs[:-1], outputs[-1] // 2 + 1]
@@ -69,8 +93,7 @@ def patch_singular_values(op: ConvolutionOperator) -> Tensor | None:
     >>> ConvolutionOperator(torch.tensor([[[3.0, 4.0]]]), (1, 5), stride=2).exact_singular_values()
     tensor([5., 5.])
     """
-    wraps = op.circular and any(margin for pair in op.padding for margin in pair)
-    if wraps or any(s <= d * (k - 1) for s, d, k in zip(op.stride, op.dilation, op.taps, strict=True)):
+    if not _apart(op):
         return None
     K = _kernel(op)  # (groups, out, in, taps…)
     kinds = [torch.unique(op.reads(axis) >= 0, dim=0, return_counts=True) for axis in range(len(op.size))]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d, pad
 
-from thalweg.operators.blocks import fourier_singular_values, patch_singular_values
+from thalweg.operators.blocks import block_shape, fourier_singular_values, patch_singular_values
 from thalweg.operators.layer import LayerOperator
 
 __all__ = ["ConvolutionOperator"]
@@ -122,6 +122,9 @@ class ConvolutionOperator(LayerOperator):
         """Of a convolution on the torus, or of windows that do not overlap: see `thalweg.operators.blocks`."""
         values = patch_singular_values(self)
         return fourier_singular_values(self) if values is None else values
+
+    def block_shape(self) -> tuple[int, int]:
+        return block_shape(self) or self.shape
 
     def reads(self, axis: int) -> Tensor:
         """Pixel that output u reads at tap t along an axis: (outputs, taps); -1 outside the map."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from thalweg.operators.bidiagonalization import extreme_singular_values
-from thalweg.operators.spectrum import known_singular_values
+from thalweg.operators.spectrum import known_singular_values, negligible
 
 if TYPE_CHECKING:
     from thalweg.operators.layer import LayerOperator
@@ -62,8 +62,9 @@ def frame_bounds(op: LayerOperator) -> FrameBounds:
     """A and B of the frame inequality, the condition of V, and the rank of W.
 
     Exact where all singular values are at hand; elsewhere by bidiagonalization, with a warning if the lower bound did
-    not converge. Singular values up to max(m, n)·ε times the largest count as zero, in float32 and for n = 8192 up to
-    1e-3: take ``LayerOperator.of(..., weight=module.weight.double())`` to look below.
+    not converge. Singular values that rounding hides count as zero (`thalweg.operators.negligible`): for a dense
+    decomposition up to max(m, n)·ε times the largest, in float32 and for n = 8192 up to 1e-3. Take
+    ``LayerOperator.of(..., weight=module.weight.double())`` to look below.
 
     Returns:
         The bounds; all NaN if the weight is not finite.
@@ -78,17 +79,16 @@ def frame_bounds(op: LayerOperator) -> FrameBounds:
     m, n = op.shape
     if not op.weight.isfinite().all():
         return FrameBounds(math.nan, math.nan, math.nan, None, None)
-    negligible = max(m, n) * torch.finfo(torch.promote_types(op.weight.dtype, torch.float32)).eps
     sigma = known_singular_values(op)
     converged, rank = True, None
     if sigma is not None:
         largest, smallest = float(sigma[0]), float(sigma[-1])
-        rank = int((sigma > negligible * largest).sum())
+        rank = int((sigma > negligible(op) * largest).sum())
         spans = rank == n
     else:
         found = extreme_singular_values(op, largest=1, smallest=1)
         largest, smallest, converged = float(found.largest[0]), float(found.smallest[-1]), found.converged
-        nonzero = smallest > max(negligible * largest, found.residual if converged else 0.0)
+        nonzero = smallest > negligible(op, by_products=True) * largest
         rank = min(m, n) if nonzero and converged else None
         spans = nonzero and m >= n
         converged = converged or not spans  # A = 0 needs no spectrum where m < n

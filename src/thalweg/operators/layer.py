@@ -153,6 +153,10 @@ class LayerOperator(ABC):
         wide.weight = self.weight.to(torch.promote_types(self.weight.dtype, dtype))
         return wide
 
+    def block_shape(self) -> tuple[int, int]:
+        """Shape of the matrices whose singular values are those of W: its own, or that of its independent blocks."""
+        return self.shape
+
     def exact_singular_values(self) -> Tensor | None:
         """All min(m, n) singular values, where the structure of the layer makes them cheap; None elsewhere."""
         return None

@@ -14,7 +14,14 @@ from thalweg.operators.bidiagonalization import extreme_singular_values
 if TYPE_CHECKING:
     from thalweg.operators.layer import LayerOperator
 
-__all__ = ["known_singular_values", "largest_singular_value", "power_iteration", "singular_values", "spectral_norm"]
+__all__ = [
+    "known_singular_values",
+    "largest_singular_value",
+    "negligible",
+    "power_iteration",
+    "singular_values",
+    "spectral_norm",
+]
 
 FEW = 512  # min(m, n) up to which a dense SVD is as fast as the largest singular values by products
 MANY = 4096  # min(m, n) up to which it is taken for the others: half a minute of one thread
@@ -144,3 +151,21 @@ def known_singular_values(op: LayerOperator, *, limit: int = MANY) -> Tensor | N
         return None
     values: Tensor = torch.linalg.svdvals(op.widened().dense())
     return values
+
+
+def negligible(op: LayerOperator, *, by_products: bool = False) -> float:
+    """Share of the largest singular value up to which one counts as zero: what rounding hides.
+
+    ε times the longer side of the matrix that is decomposed, as `numpy.linalg.matrix_rank` has it: of W, or of its
+    blocks. For values found by products it is their tolerance, ε^(2/3).
+
+    Args:
+        op: the layer.
+        by_products: whether its values come from `extreme_singular_values`.
+
+    >>> from thalweg.operators.layer import LayerOperator
+    >>> negligible(LayerOperator.of(torch.ones(4, 8))) == 8 * torch.finfo(torch.float32).eps
+    True
+    """
+    eps = torch.finfo(torch.promote_types(op.weight.dtype, torch.float32)).eps
+    return eps ** (2 / 3) if by_products else max(op.block_shape()) * eps

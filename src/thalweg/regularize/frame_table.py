@@ -14,8 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from thalweg.operators import InputShapes, LayerOperator, at_rest, extreme_singular_values, input_shapes
-from thalweg.operators.spectrum import known_singular_values
+from thalweg.operators import (
+    InputShapes,
+    LayerOperator,
+    at_rest,
+    extreme_singular_values,
+    input_shapes,
+    known_singular_values,
+    negligible,
+)
 from thalweg.regularize.gershgorin import circle_hinge, circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, Side, grouped_kernel, unsupported
 from thalweg.regularize.layer import Layer, weights_of
@@ -194,13 +201,12 @@ def _row(layer: Layer, lower: float, upper: float, side: Side, notes: list[str])
 
 def _extremes(operator: LayerOperator, read: int) -> tuple[float, float, int | None, str]:
     """Smallest and largest of the min(m, read) squared singular values, the rank, and a remark."""
-    negligible = max(operator.shape) * torch.finfo(operator.weight.dtype).eps
     sigma = known_singular_values(operator)
     if sigma is not None:
-        rank = int((sigma > negligible * sigma[0]).sum())
+        rank = int((sigma > negligible(operator) * sigma[0]).sum())
         return float(sigma[min(len(sigma), read) - 1]) ** 2, float(sigma[0]) ** 2, rank, ""
     found = extreme_singular_values(operator, smallest=1, max_vectors=LANCZOS_VECTORS)
     smallest, largest = float(found.smallest[-1]), float(found.largest[0])
-    full = found.converged and smallest > max(negligible * largest, found.residual)
+    full = found.converged and smallest > negligible(operator, by_products=True) * largest
     note = "" if found.converged else "λ_min is an upper estimate: Lanczos has not converged"
     return smallest**2, largest**2, min(operator.shape) if full else None, note
