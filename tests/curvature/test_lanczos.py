@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from thalweg.curvature import CurvatureOperator, Krylov, eigsh
+from thalweg.curvature import CurvatureOperator, Krylov, eigsh, spectral_density, trace
 
 
 def draw(seed=0):
@@ -119,6 +119,33 @@ def test_the_hessian_of_a_network():
         torch.testing.assert_close(pairs.values, expected, rtol=0, atol=1e-8)  # the promise
 
 
+def test_a_warm_start_with_a_random_column_sees_what_has_come_up_elsewhere():
+    """An eigenvector as the start of a diagonal matrix is an invariant space: residual 0, and yet not the largest."""
+    moved = Matrix(torch.diag(torch.tensor([2.0, 5.0] + [0.1] * 50, dtype=torch.float64)))
+    old = torch.eye(52, dtype=torch.float64)[:, :1]
+    blind = eigsh(moved, 1, start=old)
+    assert (float(blind.values), float(blind.residuals)) == (2.0, 0.0)
+    fresh = torch.randn(52, 1, generator=draw(), dtype=torch.float64)
+    assert float(eigsh(moved, 1, start=torch.cat([old, fresh], 1)).values) == pytest.approx(5.0, abs=1e-6)
+
+
+def test_a_run_beside_given_vectors_has_fewer_dimensions():
+    H = with_spectrum(outliers(30))
+    top = torch.linalg.eigh(H.dense).eigenvectors[:, -2:]
+    rest = eigsh(Krylov(H, against=top), 28, tol=1e-9)
+    torch.testing.assert_close(rest.values, outliers(30).sort(descending=True).values[2:], rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="between 1 and the 28 rows"):
+        eigsh(Krylov(H, against=top), 29)
+
+
+@pytest.mark.parametrize("run", [eigsh, trace, spectral_density], ids=lambda run: run.__name__)
+def test_a_matrix_that_is_not_finite_is_refused(run):
+    dense = torch.eye(60, dtype=torch.float64)
+    dense[3, 3] = float("nan")
+    with pytest.raises(ValueError, match="a product with the operator is not finite"):
+        run(Matrix(dense))
+
+
 def test_what_cannot_be_done_is_refused():
     H = Matrix(torch.eye(4, dtype=torch.float64))
     for options, message in (
@@ -127,6 +154,8 @@ def test_what_cannot_be_done_is_refused():
         ({"which": "LM"}, "which must be"),
         ({"tol": 1e-16}, "tol must be at least"),
         ({"start": torch.ones(3)}, r"start must have shape \(4,\)"),
+        ({"start": torch.zeros(4)}, "start vector has the norm 0.0"),
+        ({"start": torch.full((4,), torch.nan)}, "start vector has the norm nan"),
     ):
         with pytest.raises(ValueError, match=message):
             eigsh(H, **options)

@@ -10,6 +10,7 @@ Simon 2000) is no more than a change of basis. One run serves `eigsh`, `trace` a
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Literal, NamedTuple, Protocol
 
@@ -54,6 +55,7 @@ class Krylov:
 
     Attributes:
         size: m.
+        dimensions: how many vectors the basis may have in all, P less the columns of ``against``.
         whole: nothing was restarted and the start was random, so that the first row of S is a random probe's.
 
     >>> class Diagonal:
@@ -79,17 +81,20 @@ class Krylov:
         itemsize = torch.finfo(op.dtype).bits // 8
         self.op, self._against = op, against
         self._generator = torch.Generator(op.device).manual_seed(0) if generator is None else generator
-        self._free = P - (0 if against is None else against.shape[1])  # dimensions the run may fill
-        self._limit = min(self._free, max(40, BASIS // (P * itemsize)) if basis is None else basis)
+        self.dimensions = P - (0 if against is None else against.shape[1])
+        self._limit = min(self.dimensions, max(40, BASIS // (P * itemsize)) if basis is None else basis)
         self._Q = torch.empty(0, P, dtype=op.dtype, device=op.device)  # rows: m basis vectors, then q
         self._T = torch.zeros(0, 0, dtype=torch.float64)
         self.size, self._beta, self.whole = 0, 0.0, start is None
         first = self._draw() if start is None else start.to(op.device, op.dtype)
         if first.shape[0] != P or first.ndim > 2:
             raise ValueError(f"start must have shape ({P},) or ({P}, j), got {tuple(first.shape)}")
-        first = first if first.ndim == 1 else torch.nn.functional.normalize(first, dim=0).sum(1)
+        first = self._projected(first if first.ndim == 1 else torch.nn.functional.normalize(first, dim=0).sum(1))
+        length = float(torch.linalg.vector_norm(first))
+        if not 0 < length < math.inf:
+            raise ValueError(f"the start vector has the norm {length}: give one with finite entries that is not zero")
         self._reserve(1)
-        self._Q[0] = self._unit(self._projected(first))
+        self._Q[0] = first / length
 
     def extend(self, steps: int) -> None:
         """Take so many products, or as many as there are dimensions left."""
@@ -130,17 +135,19 @@ class Krylov:
 
     def full(self, k: int) -> bool:
         """Whether a search for k pairs has to restart before the next product."""
-        return self._free > self.size >= max(self._limit, 2 * k + 20)
+        return self.dimensions > self.size >= max(self._limit, 2 * k + 20)
 
     @property
     def complete(self) -> bool:
         """Whether the basis spans the whole space, so that every Ritz pair is exact."""
-        return self.size == self._free
+        return self.size == self.dimensions
 
     def _step(self) -> None:
         m = self.size
         self._reserve(m + 2)
         w = self._projected(self.op.matvec(self._Q[m]))
+        if not bool(torch.isfinite(w).all()):
+            raise ValueError("a product with the operator is not finite: its matrix is not, at these weights and data")
         Q = self._Q[: m + 1]
         h = torch.zeros(m + 1, dtype=self._Q.dtype, device=self._Q.device)
         for _ in range(2):  # twice is enough (Kahan)
@@ -151,7 +158,7 @@ class Krylov:
         self.size, self._beta = m + 1, float(torch.linalg.vector_norm(w))
         if self._beta <= 10 * torch.finfo(w.dtype).eps * float(self._T[: m + 1, : m + 1].abs().max()):
             self._beta = 0.0  # an invariant subspace: all its residuals are zero; go on in another one
-            if self.size < self._free:
+            if self.size < self.dimensions:
                 self._Q[m + 1] = self._unit(self.project(self._projected(self._draw())))
         else:
             self._Q[m + 1] = w / self._beta
@@ -192,7 +199,9 @@ def eigsh(
         k: how many.
         which: "LA", "SA" or "BE".
         tol: largest residual ||H v - λ v|| as a multiple of the largest |λ|.
-        start: where to start, such as the eigenvectors of a moment ago: (P,) or (P, j); None is random.
+        start: where to start, such as the eigenvectors of a moment ago: (P,) or (P, j); None is random. No residual
+            shows an eigenvalue whose vector is orthogonal to the start and all its images: where one may have come up,
+            as with new data, append a random column.
         generator: draws the start; None is a generator of its own, so that equal calls have equal results.
         max_products: when to give up and warn.
 
@@ -210,9 +219,9 @@ def eigsh(
     tensor([3., 1.], dtype=torch.float64)
     """
     run = op if isinstance(op, Krylov) else Krylov(op, start=start, generator=generator)
-    P, eps = run.op.shape[0], torch.finfo(run.op.dtype).eps
-    if not 1 <= k <= P:
-        raise ValueError(f"k must lie between 1 and the {P} rows of the operator, got {k}")
+    eps = torch.finfo(run.op.dtype).eps
+    if not 1 <= k <= run.dimensions:
+        raise ValueError(f"k must lie between 1 and the {run.dimensions} rows of the operator, got {k}")
     if which not in ("LA", "SA", "BE"):
         raise ValueError(f'which must be "LA", "SA" or "BE", got {which!r}')
     if tol < 10 * eps:

@@ -59,7 +59,7 @@ def trace(
         Value, error bar and whether it is exact.
 
     Raises:
-        ValueError: fewer than 8 products.
+        ValueError: fewer than 8 products, or a matrix that is not finite.
 
     >>> from torch import nn
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
@@ -75,7 +75,8 @@ def trace(
         known = _whole_basis(op) if products >= P else exact_trace_or_none(op, products)
         if known is not None:
             return Estimate(known, 0.0, True)
-    generator = torch.Generator(op.device).manual_seed(0) if generator is None else generator
+    # not the seed that a run draws its start from
+    generator = torch.Generator(op.device).manual_seed(1) if generator is None else generator
     if run is None:
         run = Krylov(op, generator=generator)
     run.extend(max(0, products // 2 - run.size))
@@ -87,6 +88,8 @@ def trace(
         g = run.project((2 * signs - 1).to(op.device, op.dtype))
         terms.append(float(torch.dot(g.double(), op.matvec(g).double())))
     mean, error = error_bar(torch.tensor(terms, dtype=torch.float64))
+    if not math.isfinite(mean):
+        raise ValueError("a product with the operator is not finite: its matrix is not, at these weights and data")
     return Estimate(run.trace() + mean, error, False)
 
 
