@@ -4,8 +4,11 @@ r"""The spectral density φ(t) = (1/P) Σ_i δ(t - λ_i) by stochastic Lanczos q
 
 The k converged Ritz pairs of a first run are taken out and stand for themselves. What is left is measured by the
 Gauss quadratures of V random vectors orthogonal to them (Golub, Welsch; Lin, Saad, Yang 2016): the first run is one of
-them, each other costs ``steps`` products. Where the trace is known exactly, each quadrature is given the right mean by
-the smallest change of its weights in the sense of Kullback and Leibler, τ -> τ e^{bθ} / Σ τ e^{bθ}.
+them, each other costs ``steps`` products. Where the trace is known exactly, the quadratures together are given the
+right mean μ by the smallest change of their weights in the sense of Kullback and Leibler, τ -> V τ e^{bθ} / Σ τ e^{bθ}.
+An expectation then errs by what θ does not explain of f (calibration, Deville and Särndal 1992); its error bar is of
+
+    ε_v = Σ_j τ_vj (f(θ_vj) - E f - β (θ_vj - μ)),      β = Σ τ (θ - μ) f / Σ τ (θ - μ)²
 
 A single vector without deflation can be 45% off in the mean alone: an outlier's weight is a squared normal over P.
 """
@@ -32,7 +35,7 @@ class SpectralDensity:
         size: P.
         outliers: the k eigenvalues that were taken out, ascending.
         nodes: θ: (V, m).
-        weights: τ: (V, m), each row sums to 1.
+        weights: τ: (V, m), each row sums to 1; all rows together to V if ``normalized``.
         normalized: whether the trace is exact.
     """
 
@@ -48,9 +51,17 @@ class SpectralDensity:
         The quadrature itself is exact for polynomials of degree 2m - 1 and converges quickly for smooth f; for a jump
         (counting eigenvalues) it has an error of its own, the mass of one node.
         """
-        share = (self.size - len(self.outliers)) / self.size
-        mean, error = error_bar((self.weights * f(self.nodes)).sum(1))
+        share, values = (self.size - len(self.outliers)) / self.size, f(self.nodes)
+        mean, unexplained = self._mean(values), values - self._mean(values)
+        if self.normalized:
+            moved = self.nodes - self._mean(self.nodes)
+            spread = self._mean(moved.square())
+            unexplained = unexplained - (self._mean(moved * values) / spread if spread else 0.0) * moved
+        _, error = error_bar((self.weights * unexplained).sum(1))
         return Estimate(float(f(self.outliers).sum()) / self.size + share * mean, share * error, not share)
+
+    def _mean(self, values: Tensor) -> float:
+        return float((self.weights * values).sum()) / max(1, len(self.nodes))
 
     def __call__(self, t: Tensor, width: float) -> Tensor:
         """φ at the points t, each mass smeared to a Gaussian of standard deviation ``width``."""
@@ -98,7 +109,8 @@ def spectral_density(
     P = op.shape[0]
     if known is None:
         known = exact_trace_or_none(op, vectors * steps)
-    generator = torch.Generator(op.device).manual_seed(0) if generator is None else generator
+    # not the seed of the run: its start would come back as a second vector
+    generator = torch.Generator(op.device).manual_seed(1) if generator is None else generator
     run = Krylov(op, generator=generator) if run is None else run
     if deflate:
         eigsh(run, min(deflate, P))
@@ -127,13 +139,11 @@ def spectral_density(
 
 
 def _tilted(nodes: Tensor, weights: Tensor, mean: float) -> Tensor:
-    """Weights ∝ τ e^{bθ} with Σ τ θ = mean in each row, where the nodes reach that far; b by bisection."""
-    scale = nodes.abs().amax(1, keepdim=True).clamp_min(torch.finfo(nodes.dtype).tiny)
-    x, low = nodes / scale, torch.full_like(scale, -1e3)
-    high = -low
+    """Weights ∝ τ e^{bθ} with Σ τ θ = V·mean, where the nodes reach that far; b by bisection."""
+    scale = nodes.abs().max().clamp_min(torch.finfo(nodes.dtype).tiny)
+    low, high = -1e3, 1e3
     for _ in range(80):
         b = (low + high) / 2
-        tilted = torch.softmax(weights.log() + b * x, 1)
-        above = (tilted * nodes).sum(1, keepdim=True) > mean
-        low, high = torch.where(above, low, b), torch.where(above, b, high)
+        tilted = len(nodes) * torch.softmax((weights.log() + b * nodes / scale).flatten(), 0).view_as(nodes)
+        low, high = (low, b) if float((tilted * nodes).sum()) > mean * len(nodes) else (b, high)
     return tilted
