@@ -97,7 +97,9 @@ def test_a_budget_that_is_too_small_is_told_and_bounds_from_inside():
     assert found.residual > 0
 
 
-def test_asking_for_nothing_is_an_error():
+def test_asking_for_nothing_or_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="is not finite: it has no singular values"):
+        extreme_singular_values(LayerOperator.of(torch.full((3, 2), torch.nan)))
     with pytest.raises(ValueError, match="ask for at least one singular value"):
         extreme_singular_values(LayerOperator.of(torch.eye(3)), largest=0)
 

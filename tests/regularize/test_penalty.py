@@ -9,7 +9,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from thalweg.regularize import L1, L2, SRIP, LayerPenalty, PenaltySum, SoftOrthogonality, ramp, soft_orthogonality
+from thalweg.regularize import (
+    L1,
+    L2,
+    SRIP,
+    FrameRegularizer,
+    LayerPenalty,
+    PenaltySum,
+    SoftOrthogonality,
+    ramp,
+    soft_orthogonality,
+)
 
 
 def network():
@@ -311,7 +321,9 @@ def data():
 
 
 def total_penalty():
-    return SoftOrthogonality(0.1) + SRIP(0.1, generator=torch.Generator().manual_seed(2)) + L2(0.01)
+    draws = [torch.Generator().manual_seed(seed) for seed in (2, 3)]
+    rows = FrameRegularizer(0.5, 2.0, 0.1, sample=0.5, generator=draws[1])
+    return SoftOrthogonality(0.1) + SRIP(0.1, generator=draws[0]) + rows + L2(0.01)
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")

@@ -13,7 +13,7 @@ from thalweg.operators.spectrum import (
     singular_values,
     spectral_norm,
 )
-from thalweg.operators.weights import applied_weight, at_rest, uncompiled
+from thalweg.operators.weights import applied_weight
 
 __all__ = [
     "ConvolutionOperator",
@@ -23,7 +23,6 @@ __all__ = [
     "InputShapes",
     "LayerOperator",
     "applied_weight",
-    "at_rest",
     "dual_frame",
     "extreme_singular_values",
     "frame_bounds",
@@ -35,5 +34,4 @@ __all__ = [
     "reconstruct",
     "singular_values",
     "spectral_norm",
-    "uncompiled",
 ]

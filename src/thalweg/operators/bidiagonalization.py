@@ -64,7 +64,7 @@ def extreme_singular_values(
     do not converge in fewer than about n.
 
     Args:
-        op: the layer, with a finite weight.
+        op: the layer.
         largest: how many to find at the upper end.
         smallest: how many of the min(m, n) to find at the lower end.
         tolerance: of the error bound, relative to the largest; None is ε^(2/3): 4e-11 in float64, 2e-5 in float32.
@@ -72,7 +72,7 @@ def extreme_singular_values(
         generator: draws the first block; None is a generator of its own with seed 0.
 
     Raises:
-        ValueError: no value is asked for.
+        ValueError: no value is asked for, or the weight is not finite.
 
     >>> from thalweg.operators.layer import LayerOperator
     >>> found = extreme_singular_values(LayerOperator.of(torch.diag(torch.arange(1.0, 9.0))), smallest=1)
@@ -81,6 +81,8 @@ def extreme_singular_values(
     """
     if min(largest, smallest) < 0 or largest + smallest < 1:
         raise ValueError(f"largest={largest} and smallest={smallest}: ask for at least one singular value")
+    if not op.weight.isfinite().all():
+        raise ValueError(f"the weight of {op} is not finite: it has no singular values")
     op = op.widened()
     m, n = op.shape
     forward, backward = _flat(op, transposed=m < n)

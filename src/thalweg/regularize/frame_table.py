@@ -17,12 +17,12 @@ from torch import nn
 from thalweg.operators import (
     InputShapes,
     LayerOperator,
-    at_rest,
     extreme_singular_values,
     input_shapes,
     known_singular_values,
     negligible,
 )
+from thalweg.operators.weights import at_rest
 from thalweg.regularize.gershgorin import circle_hinge, circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, Side, grouped_kernel, unsupported
 from thalweg.regularize.layer import Layer, weights_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg.operators import applied_weight, uncompiled
+from thalweg.operators.weights import applied_weight, uncompiled
 from thalweg.regularize.gram import grouped_kernel
 
 __all__ = ["CONVOLUTIONS", "TRANSPOSED", "Layer", "check_matrices", "weights_of"]

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg.operators import at_rest, input_shapes, uncompiled
+from thalweg.operators import input_shapes
+from thalweg.operators.weights import at_rest, uncompiled
 from thalweg.regularize.coefficients import Schedule, constant
 from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer, weights_of
 from thalweg.regularize.penalty_table import PenaltyRow, PenaltyTable
