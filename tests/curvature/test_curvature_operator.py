@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator, eigsh
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss, nll_loss
 
 from thalweg.curvature import CurvatureOperator
@@ -81,6 +82,29 @@ class Attention(nn.Module):
         h = self.embed(tokens)
         weights = torch.softmax(self.q(h) @ self.k(h).transpose(1, 2) / 2.0, -1)
         return self.last(self.norm(weights @ h + h).mean(1))
+
+
+class Recurrent(nn.Module):
+    """A fused operation of many steps, which returns a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm, self.last = nn.Embedding(6, 4), nn.LSTM(4, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, tokens):
+        return self.last(self.lstm(self.embed(tokens))[0][:, -1])
+
+
+class Transformer(nn.Module):
+    """An encoder layer of torch, whose fused attention has no second derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.last = nn.Embedding(6, 4), nn.Linear(4, CLASSES)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+
+    def forward(self, tokens):
+        return self.last(self.layer(self.embed(tokens)).mean(1))
 
 
 class Branching(nn.Module):
@@ -189,6 +213,8 @@ NETWORKS = {
     "weight sharing": (Tied, lambda: normal(N, 5), cross_entropy, True),
     "arithmetic": (Arithmetic, lambda: normal(N, 5), mse_loss, True),
     "attention": (Attention, lambda: torch.randint(6, (N, 4), generator=draw()), cross_entropy, True),
+    "LSTM": (Recurrent, lambda: torch.randint(6, (N, 4), generator=draw()), cross_entropy, False),
+    "transformer": (Transformer, lambda: torch.randint(6, (N, 4), generator=draw()), cross_entropy, True),
     "group norm": (group_norm, images, mse_loss, True),
     "log-probabilities": (log_softmax, lambda: normal(N, 5), nll_loss, True),
     "weights computed from others": (parametrized, lambda: normal(N, 5), cross_entropy, True),
@@ -228,7 +254,8 @@ def dense(model, loss_fn, x, y, names=None):
         ]
         return torch.stack([flat(part, leaves) for part in parts])
 
-    z = model(x)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no double backward
+        z = model(x)
     gradient = flat(torch.autograd.grad(loss_fn(z, y), params, create_graph=True), params)
     J = rows(z.reshape(-1), params)
     leaf = z.detach().requires_grad_()
@@ -345,6 +372,51 @@ def test_batches_count_by_their_samples():
     close(batches.loss(), whole.loss(), tolerance=1e-14)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_batch_is_cut_where_the_loss_is_a_mean_or_a_sum(reduction):
+    model, loss_fn = smooth_mlp().double(), nn.MSELoss(reduction=reduction)
+    x, y = normal(60, 5), normal(60, CLASSES, seed=2)
+    data = [(x[:40], y[:40]), (x[40:], y[40:])]
+    whole = CurvatureOperator(model, loss_fn, data)
+    each = whole._recording.bytes_per_sample
+    cut = CurvatureOperator(model, loss_fn, data, memory=int(80 * each))  # ten samples of 4 · 2 · each
+    assert [chunk.count for chunk in cut._recording._chunks] == [10] * 6
+    v = normal(whole.shape[0])
+    close(cut @ v, whole @ v, tolerance=1e-13)
+    close(cut.loss(), whole.loss(), tolerance=1e-13)
+    close(cut.gradient(), whole.gradient(), tolerance=1e-13)
+
+
+def test_a_target_that_is_no_sequence_of_samples():
+    model, (x, _) = smooth_mlp().double(), pairs()
+    op = CurvatureOperator(model, lambda z, y: (z - y).square().mean(), (x, torch.tensor(0.5, dtype=torch.float64)))
+    expected = CurvatureOperator(model, mse_loss, (x, torch.full((N, CLASSES), 0.5, dtype=torch.float64)))
+    close(op.dense(), expected.dense(), tolerance=1e-14)
+
+
+def test_a_custom_backward_is_what_counts():
+    """A straight-through estimator, whose forward alone would have the gradient zero."""
+    model, (x, y) = nn.Sequential(*mlp(), Rounded()), pairs()
+    gradient, H, _ = dense(model, cross_entropy, x, y)
+    op = CurvatureOperator(model, cross_entropy, (x, y))
+    assert gradient.any()
+    close(op.gradient(), gradient)
+    close(op.dense(), H)
+
+
+def test_hardsigmoid_has_a_second_derivative_here():
+    """Zero between its kinks; torch's has none."""
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 4), nn.Linear(4, CLASSES)
+    x, y = pairs()
+    ours, clipped = (
+        CurvatureOperator(nn.Sequential(layers[0], f, layers[1]).double(), cross_entropy, (x, y))
+        for f in (nn.Hardsigmoid(), Clipped())
+    )
+    assert ours.traced
+    close(ours.dense(), clipped.dense(), tolerance=1e-14)
+
+
 def test_chunks_within_the_cache_change_nothing():
     """700 tokens of 60 samples exceed the activations that a chunk may have."""
     model, x = smooth_mlp().double(), normal(60, 700, 5)
@@ -458,6 +530,35 @@ class Once(torch.autograd.Function):
         return u * 2 * z / z.numel()
 
 
+class Clipped(nn.Module):
+    def forward(self, h):
+        return nn.functional.relu6(h + 3.0) / 6.0
+
+
+class Straight(torch.autograd.Function):
+    """Rounding forward, the identity backward."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return torch.round(4 * h) / 4
+
+    @staticmethod
+    def backward(ctx, u):
+        return u
+
+
+class Rounded(nn.Module):
+    def forward(self, h):
+        return Straight.apply(h)
+
+
+class FirstOrder(nn.Module):
+    """No trace follows it, and autograd knows its gradient alone."""
+
+    def forward(self, h):
+        return nn.functional.hardsigmoid(h) if h.sum() > -1e9 else h
+
+
 class Noisy(nn.Module):
     def __init__(self):
         super().__init__()
@@ -500,6 +601,8 @@ def test_what_cannot_be_done_is_refused():
         ((mlp(), lambda z, y: z.square(), (x, y)), {}, "scalar"),
         ((mlp(), lambda z, y: squares(z.detach(), y), (x, y)), {}, "does not depend on the model's output"),
         ((Noisy().double(), squares, (x, y)), {}, "output is random"),
+        ((nn.Sequential(mlp(), FirstOrder()), squares, (x, y)), {}, "the model is not twice differentiable"),
+        ((nn.Sequential(mlp(), FirstOrder()), squares, (x, y)), {"kind": "ggn"}, "the model is not twice diff"),
         ((mlp(), cross_entropy, (x, y)), {"kind": "fisher"}, "kind must be one of"),
         ((mlp(), cross_entropy, (x, y)), {"mode": "train"}, "mode must be"),
     ):

@@ -163,7 +163,7 @@ def test_what_is_refused_and_why(make, reason):
 
 
 @pytest.mark.parametrize(
-    ("layer", "reason"), [(nn.BatchNorm2d(4), "normalizes by the batch"), (nn.Dropout(0.5), "random")]
+    ("layer", "reason"), [(nn.BatchNorm2d(4), "normalizes by the statistics"), (nn.Dropout(0.5), "random")]
 )
 def test_training_mode_is_refused(layer, reason):
     model, x, y = prepared(lambda: normalized(layer))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 
 from thalweg.curvature.increment_bounds import increment_bounds
 
@@ -71,6 +71,29 @@ def test_under_the_seed_s_own_assumptions_all_forms_hold(seed, radius):
     assert bounds.printed == pytest.approx(4 * bounds.tight)  # l_i = 0: only the second terms are left
     assert bounds.exact <= bounds.first_order * (1 + 1e-12)
     assert bounds.remainder <= 1e-12 * max(1.0, bounds.exact)
+
+
+def broken():
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data.fill_(torch.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_fn", "message"),
+    [
+        (nn.Linear(2, 2, bias=False).requires_grad_(False), mse_loss, "no trainable parameter"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), mse_loss, "layer '1' .Dropout. is random"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), mse_loss, "layer '1' .BatchNorm1d. normalizes by"),
+        (broken(), mse_loss, "a loss is not finite"),
+        (nn.Linear(2, 2, bias=False), l1_loss, "not twice differentiable"),
+    ],
+    ids=["frozen", "dropout", "batch norm", "nan", "kinks"],
+)
+def test_models_and_losses_that_are_refused(model, loss_fn, message):
+    P = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match=message):
+        increment_bounds(model, loss_fn, torch.ones(3, 2), torch.ones(3, 2), torch.zeros(P))
 
 
 @pytest.mark.parametrize(

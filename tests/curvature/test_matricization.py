@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn.functional import cross_entropy
 
-from thalweg.curvature.chain import chain
+from thalweg.curvature.chain import chain, layer_matrix
 from thalweg.curvature.matricization import matricize, weight_derivative
 from thalweg.curvature.per_sample import per_sample_ggn
 
@@ -96,6 +96,27 @@ def test_norm_of_q_is_the_root_of_the_positions(layer, shape, positions):
     assert norm.square().item() == pytest.approx(positions, rel=1e-5)  # float32
 
 
+def test_the_matrix_of_a_convolution_is_toeplitz():
+    """In one dimension block for block; in two a Toeplitz matrix of blocks that are Toeplitz matrices themselves."""
+
+    def constant_along_diagonals(T):
+        return torch.equal(T[..., 1:, 1:], T[..., :-1, :-1])
+
+    g = torch.Generator().manual_seed(0)
+    line = nn.Conv1d(2, 3, 3, padding=1, bias=False).double()
+    line.weight.data = torch.randn(3, 2, 3, generator=g, dtype=torch.float64)
+    blocks = layer_matrix(line, (2, 6)).reshape(3, 6, 2, 6).transpose(1, 2)
+    assert constant_along_diagonals(blocks)
+    # row t of block (o, i) holds W[o, i] from column t - 1 on
+    torch.testing.assert_close(blocks[:, :, 2, 1:4], line.weight.data)
+    plane = nn.Conv2d(1, 1, 2, bias=False).double()
+    plane.weight.data = torch.randn(1, 1, 2, 2, generator=g, dtype=torch.float64)
+    grid = layer_matrix(plane, (1, 4, 5)).reshape(3, 4, 4, 5)  # (output row, column, input row, column)
+    assert constant_along_diagonals(grid.permute(0, 2, 1, 3))
+    assert constant_along_diagonals(grid.permute(1, 3, 0, 2))
+    assert not constant_along_diagonals(layer_matrix(nn.Linear(4, 4, bias=False), (4,)))
+
+
 def test_relu_and_max_pooling_are_zeros_and_ones():
     net = matricize(*build("conv1d"))
     assert set(net.Lambda[0].unique().tolist()) <= {0.0, 1.0}
@@ -109,6 +130,7 @@ def test_relu_and_max_pooling_are_zeros_and_ones():
         (nn.Sequential(nn.Linear(2, 2, bias=False)), torch.ones(3, 2), "depend on the input: give one"),
         (nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh()), torch.ones(1, 2), "no bound for a layer of type Tanh"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), torch.ones(1, 2), "no linear layer"),
+        (nn.Sequential(nn.Linear(2, 2, bias=False)), torch.full((1, 2), torch.nan), "outputs are not finite"),
         (nn.Conv2d(64, 64, 3, bias=False), torch.ones(1, 64, 32, 32), "hessian_bounds and per_sample_ggn"),
     ],
 )

@@ -309,7 +309,7 @@ class Bypass(nn.Module):
         (Whitened(), "depends on the others"),
         (
             nn.Sequential(nn.Linear(8, K), nn.BatchNorm1d(K)).double().train(),
-            "layer '1' .BatchNorm1d. normalizes by the batch",
+            "layer '1' .BatchNorm1d. normalizes by the statistics",
         ),
         (nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, K)).double().eval(), "layer '0'"),
         (nn.Sequential(nn.Dropout(0.5), nn.Linear(8, K)).double().train(), "layer '0' .Dropout. is random"),

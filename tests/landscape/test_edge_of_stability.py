@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 
 from thalweg.landscape import EdgeOfStability
@@ -94,6 +95,56 @@ def test_ritz_value_is_the_krylov_space():
     assert float(vector.norm()) == pytest.approx(1)
     value, _, residual = ritz_top(H.mv, v, 12)
     assert value == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-10)
+
+
+class Decoupled(nn.Module):
+    """L = w² / 2 + (1 + t) u² / 2 for an input t: a Hessian diag(1, 1 + t, 0, …) whose eigenvectors do not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(50, dtype=torch.float64))
+
+    def forward(self, t):
+        return (self.weight[0].square() + (1 + t) * self.weight[1].square()) / 2
+
+
+def test_an_eigenvalue_that_overtakes_in_another_direction_is_seen():
+    t = torch.tensor([-0.5], dtype=torch.float64)
+    model = Decoupled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracker = EdgeOfStability(model, lambda z, _: z.mean(), (t, t), optimizer)
+    assert tracker.measure().sharpness == pytest.approx(1.0)
+    t.fill_(1.0)  # the data are not copied
+    found = [tracker.measure().sharpness for _ in range(10)]
+    assert found[-1] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_measuring_draws_nothing_that_training_draws():
+    model = network()
+    tracker = EdgeOfStability(model, cross_entropy, classes(), torch.optim.SGD(model.parameters(), lr=0.1))
+    state = torch.get_rng_state()
+    tracker.measure(), tracker.measure()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_fused_attention_is_taken_apart():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True).double().eval()
+    x = torch.randn(3, 5, 4, generator=draw(), dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    y = torch.randn(3, 5, 4, generator=draw(1), dtype=torch.float64)
+    row = EdgeOfStability(model, mse_loss, (x, y), optimizer, first=40).measure()
+    with sdpa_kernel(SDPBackend.MATH):
+        assert row.sharpness == pytest.approx(top_eigenvalue(model, mse_loss, (x, y)), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss_fn", [nn.L1Loss(), nn.MultiMarginLoss()], ids=str)
+def test_a_loss_with_kinks_is_refused(loss_fn):
+    model = network()
+    x, y = classes()
+    target = y if isinstance(loss_fn, nn.MultiMarginLoss) else torch.zeros(30, 3).double()
+    with pytest.raises(ValueError, match="not twice differentiable"):
+        EdgeOfStability(model, loss_fn, (x, target), torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_an_invariant_space_ends_early():

@@ -54,6 +54,19 @@ def test_one_more_sample_moves_eigenvalues_by_weyl():
     assert (found.values[1] - found.values[0]).abs().max() <= bound + 1e-9
 
 
+def test_an_eigenvector_that_new_samples_bring_is_found():
+    """Inputs with nothing in common: the old eigenvectors are those of an invariant space of the new Hessian."""
+    x = torch.zeros(4, 12, dtype=torch.float64)
+    x[0, 0], x[1, 1], x[2, 2], x[3, 3] = 1.0, 1.5, 4.0, 6.0
+    model = nn.Linear(12, 1, bias=False).double()
+
+    def make(part):
+        return CurvatureOperator(model, mse_loss, part)
+
+    found = spectrum_growth(make, (x, torch.zeros(4, 1).double()), [2, 3, 4], k=1, tol=1e-8)
+    torch.testing.assert_close(found.values.flatten(), torch.tensor([2.25, 32 / 3, 18.0]).double())
+
+
 def test_a_drawn_order_is_the_same_data_in_the_end():
     model, data = network(), classes()
 

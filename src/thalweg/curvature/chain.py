@@ -93,12 +93,15 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
         The links, and the outputs z.
 
     Raises:
-        ValueError: a layer of another kind, or a model that does something else than calling its leaves in turn.
+        ValueError: a layer of another kind, a model that does something else than calling its leaves in turn, no
+            inputs, or outputs that are not finite.
 
     >>> links, z = chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 2, 2))
     >>> [link.name for link in links], links[1].h.shape
     (['1', '3'], torch.Size([1, 3]))
     """
+    if not len(x):
+        raise ValueError("there is no data: give at least one input along the first axis")
     links: list[Link] = []
     h = x
     for name, module in model.named_modules():
@@ -122,6 +125,8 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
     if len({id(link.module.weight) for link in links}) < len(links):
         raise ValueError("two layers share one weight: the terms of a bound are for weights of their own")
     z = model(x)
+    if isinstance(z, Tensor) and not bool(torch.isfinite(z).all()):
+        raise ValueError("the outputs are not finite: give weights and inputs with which they are")
     if not isinstance(z, Tensor) or z.shape != h.shape or not torch.allclose(z, h):
         raise ValueError(
             "the model does more than call its leaves in the order of their registration: write it as nn.Sequential"

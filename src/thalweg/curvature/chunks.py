@@ -1,7 +1,8 @@
 """Data cut into chunks that fit a memory budget, each with its share of the loss.
 
 The loss is L = Σ_b (n_b/N) loss_fn(model(x_b), y_b) over the batches given, n_b samples in each and N in all: the mean
-over all samples if ``loss_fn`` is a mean over those it is given. Only then may a batch be cut, which is checked.
+over all samples if ``loss_fn`` is a mean over those it is given. Then a batch may be cut into parts of weight n_part/N;
+if ``loss_fn`` is a sum, into parts of weight n_b/N. That it is one or the other is checked on all outputs.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Chunk", "LossFunction", "cut", "is_sample_mean", "read_batches", "sample_count", "take"]
+__all__ = ["Chunk", "LossFunction", "cut", "is_loss_of_all", "read_batches", "sample_count", "take"]
 
 LossFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Input and target, how many samples, which share n/N of all that is, and which batch they belong to."""
+    """Input and target, how many samples, the weight of their loss in L, and which batch they belong to."""
 
     x: Any
     y: Any
@@ -70,32 +71,32 @@ def sample_count(x: Any) -> int:
 def take(x: Any, start: int, stop: int) -> Any:
     """Samples start to stop of every tensor in ``x``."""
     if isinstance(x, Tensor):
-        return x[start:stop]
+        return x[start:stop] if x.ndim else x
     if isinstance(x, dict):
         return {key: take(value, start, stop) for key, value in x.items()}
     return type(x)(take(value, start, stop) for value in x) if isinstance(x, (tuple, list)) else x
 
 
-def is_sample_mean(loss_fn: LossFunction, outputs: list[Tensor], y: Any, mean: Tensor | float) -> bool:
-    """Whether ``mean``, the mean of the losses of a batch's parts, is the loss of the whole batch.
+def is_loss_of_all(loss_fn: LossFunction, outputs: list[Tensor], y: Any, value: Tensor | float) -> bool:
+    """Whether ``value``, the mean or sum of the losses of a batch's parts, is the loss of the whole batch.
 
     >>> z, y = torch.tensor([1.0, 2.0]), torch.zeros(2)
-    >>> is_sample_mean(torch.nn.functional.mse_loss, [z[:1], z[1:]], y, torch.tensor(2.5))
+    >>> is_loss_of_all(torch.nn.functional.mse_loss, [z[:1], z[1:]], y, torch.tensor(2.5))
     True
-    >>> is_sample_mean(lambda z, y: z.square().sum(), [z[:1], z[1:]], y, torch.tensor(2.5))
+    >>> is_loss_of_all(lambda z, y: z.square().sum(), [z[:1], z[1:]], y, torch.tensor(2.5))
     False
     """
     with torch.no_grad():
         whole = loss_fn(torch.cat(outputs), y)
     # the terms are added in another order: half of the digits must agree
-    return bool((whole - mean).abs() <= torch.finfo(whole.dtype).eps ** 0.5 * whole.abs())
+    return bool((whole - value).abs() <= torch.finfo(whole.dtype).eps ** 0.5 * whole.abs())
 
 
-def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int]) -> list[Chunk]:
-    """Batch b in equal chunks of at most ``sizes[b]`` samples.
+def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int], *, summed: bool = False) -> list[Chunk]:
+    """Batch b in equal chunks of at most ``sizes[b]`` samples; each has its batch's whole weight if ``summed``.
 
-    >>> [len(chunk.x) for chunk in cut([(torch.zeros(5), torch.zeros(5))], [2])]
-    [2, 2, 1]
+    >>> [(len(chunk.x), chunk.share) for chunk in cut([(torch.zeros(5), torch.zeros(5))], [2])]
+    [(2, 0.4), (2, 0.4), (1, 0.2)]
     """
     total, chunks = sum(sample_count(x) for x, _ in batches), []
     for index, ((x, y), size) in enumerate(zip(batches, sizes, strict=True)):
@@ -104,7 +105,7 @@ def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int]) -> list[Chunk]
         for start, stop in pairwise(ends):
             whole = stop - start == n
             part = (x, y) if whole else (take(x, start, stop), take(y, start, stop))
-            chunks.append(Chunk(*part, stop - start, (stop - start) / total, index))
+            chunks.append(Chunk(*part, stop - start, (n if summed else stop - start) / total, index))
     return chunks
 
 

@@ -1,20 +1,34 @@
 """In which mode a model is evaluated: curvature belongs to a function of the weights, and dropout is none.
 
 Batch normalization in training mode couples the samples of a batch and moves its running statistics; dropout draws at
-random. A model that has either in training mode is refused until the caller says what is meant.
+random. A model that has either in training mode is refused until the caller says what is meant. What cannot be seen in
+the layers, such as a dropout called as a function, shows when the model is called twice.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from thalweg.invariance.twin import detached_copy
 
-__all__ = ["Mode", "evaluation_copy"]
+__all__ = [
+    "Mode",
+    "evaluation_copy",
+    "is_random",
+    "require_fixed_function",
+    "require_independent_samples",
+    "require_repeatable",
+    "twice_differentiable",
+]
 
 Mode = Literal["refuse", "eval", "batch"]
 
@@ -40,7 +54,8 @@ or give mode="eval" (running statistics, no dropout) or mode="batch" (statistics
         raise ValueError(f'mode must be "refuse", "eval" or "batch", got {mode!r}')
     if mode == "refuse":
         for name, module in model.named_modules():
-            if module.training and _depends_on_mode(module):
+            # in training mode spectral normalization improves its vectors at every call
+            if is_random(module) or (module.training and isinstance(module, (_BatchNorm, _SpectralNorm))):
                 raise ValueError(
                     f"{name!r} ({type(module).__name__}) is in training mode, where the loss is no function of the "
                     'weights: call model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" '
@@ -55,7 +70,70 @@ or give mode="eval" (running statistics, no dropout) or mode="batch" (statistics
     return twin
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
+def is_random(module: nn.Module) -> bool:
+    """Whether a layer draws at random in the mode it is in.
+
+    >>> is_random(nn.Dropout(0.5)), is_random(nn.Dropout(0.5).eval()), is_random(nn.LSTM(2, 2, 2, dropout=0.1))
+    (True, False, True)
+    """
     rate = getattr(module, "dropout", 0.0)  # attention and recurrent layers keep their rate as a number
-    random = isinstance(module, (_DropoutNd, nn.RReLU)) or (isinstance(rate, float) and rate > 0)
-    return random or isinstance(module, _BatchNorm)
+    drops = (isinstance(module, _DropoutNd) and module.p > 0) or (isinstance(rate, float) and rate > 0)
+    return module.training and (drops or isinstance(module, nn.RReLU))
+
+
+def require_fixed_function(model: nn.Module) -> None:
+    """Refuse a model that draws at random.
+
+    Raises:
+        ValueError: dropout or another random layer in training mode.
+    """
+    for name, module in model.named_modules():
+        if is_random(module):
+            raise ValueError(
+                f"{_place(name, module)} is random in training mode, so that the loss is no function "
+                "of the weights: call its eval(), or model.eval()"
+            )
+
+
+def require_independent_samples(model: nn.Module) -> None:
+    """Refuse a model whose loss on one sample depends on the batch around it.
+
+    Raises:
+        ValueError: a normalization by batch statistics.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{_place(name, module)} normalizes by the statistics of the batch, so that no "
+                "sample has a loss of its own: use model.eval(), with running statistics"
+            )
+
+
+@torch.no_grad()
+def require_repeatable(outputs: Callable[[], Any]) -> Any:
+    """What two calls agree on; compared where it is one tensor.
+
+    Raises:
+        ValueError: they differ.
+    """
+    z, again = outputs(), outputs()
+    if isinstance(z, Tensor) and z.is_floating_point():
+        tolerance = torch.finfo(z.dtype).eps ** 0.5
+        close = torch.isclose(
+            z, again, rtol=tolerance, atol=tolerance * float(z.abs().nan_to_num().max()), equal_nan=True
+        )
+        if not bool(close.all()):
+            raise ValueError(
+                "the model's output is random, and so are its loss and its curvature: give a deterministic model, by "
+                "model.eval() if it has dropout"
+            )
+    return z
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Attention by plain operations: torch's fused kernels have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _place(name: str, module: nn.Module) -> str:
+    return f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"

@@ -31,7 +31,11 @@ from torch.nn.modules.pooling import (
 )
 
 from thalweg.curvature.chunks import LossFunction
-from thalweg.curvature.jacobian_grams import check_mode
+from thalweg.curvature.evaluation import (
+    require_fixed_function,
+    require_independent_samples,
+    twice_differentiable,
+)
 from thalweg.curvature.per_sample import MEMORY, batches, per_sample_ggn
 
 __all__ = ["exact_trace", "exact_trace_obstacle"]
@@ -91,7 +95,8 @@ def exact_trace_obstacle(model: nn.Module, x: Any) -> str | None:
     if not isinstance(x, Tensor):
         return "the input is not one tensor"
     try:
-        check_mode(model)
+        require_independent_samples(model)
+        require_fixed_function(model)
     except ValueError as error:
         return str(error)
     owners: dict[int, str] = {}
@@ -126,7 +131,7 @@ def _traced(model: nn.Module, x: Tensor) -> tuple[list[str], Any, dict[str, Tens
     ]
     params = {name: param.detach().requires_grad_(param.requires_grad) for name, param in model.named_parameters()}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable():
             z = functional_call(model, params, (x,))
     finally:
         for hook in hooks:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thalweg.curvature.chunks import sample_count
 from thalweg.curvature.operator import CurvatureOperator
 from thalweg.curvature.trace import Estimate, error_bar
 
@@ -76,7 +77,7 @@ def fisher_trace(op: CurvatureOperator, *, draws: int = 32, generator: torch.Gen
         for j, u in enumerate((S * signs).unbind(2)):
             sums[j] += op.flatten(tape.pull(u))
         if k == 0:
-            share = len(logits) / sum(len(x) for x, _ in op.batches)
+            share = len(logits) / sum(sample_count(x) for x, _ in op.batches)
             _check_cross_entropy(logits, tape.head.curve(S[:, :, 0]), S[:, :, 0], share)
     mean, error = error_bar(sums.double().square().sum(1) / total)
     return Estimate(mean, error, False)

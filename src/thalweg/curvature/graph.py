@@ -8,7 +8,7 @@ opaque operation as a whole.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg.curvature import rules
-from thalweg.curvature.second_order import LossHead, Node, Tape
+from thalweg.curvature.evaluation import require_repeatable
+from thalweg.curvature.second_order import Kind, LossHead, Maybe, Node, Tape
 
 __all__ = ["Network"]
 
@@ -73,19 +74,27 @@ class Network:
                 break
 
     @torch.no_grad()
-    def probe(self, x: Any, loss: Callable[[Any], Tensor]) -> int:
+    def probe(self, x: Any, loss: Callable[[Any], Tensor], kind: Kind) -> int:
         """Bytes that the tape of ``x`` takes. Gives the trace up if it does not compute what the model computes.
 
         Raises:
-            ValueError: the model's output is random.
+            ValueError: the model's output is random, or autograd does not know the derivatives that ``kind`` takes.
         """
-        z, again = self._model(x), self._model(x)
-        if isinstance(z, Tensor) and not _close(z, again):
-            raise ValueError("the model's output is random, and so is its curvature: give a deterministic model")
+        z = require_repeatable(lambda: self._model(x))
         followed, (tape, nbytes) = self.graph, self._measured(x, loss)
-        if followed is not None and self.graph is not None and not _close(tape.head.output, z):
-            self.graph = None  # it leaves out what happens in place, for instance
-        return nbytes if self.graph is followed else self._measured(x, loss)[1]
+        if self.graph is not None and not (
+            _close(tape.head.output, z) and _close(self._flat(tape.gradient()), self._gradient(x, loss))
+        ):
+            self.graph = None  # it leaves out what happens in place, and the backward of custom functions
+        if self.graph is not followed:
+            tape, nbytes = self._measured(x, loss)
+        try:
+            tape.product([torch.zeros_like(param) for param in self._params.values()], kind)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"the model is not twice differentiable: {error}") from error
+        return nbytes
 
     def _measured(self, x: Any, loss: Callable[[Any], Tensor]) -> tuple[Tape, int]:
         """The tape of ``x`` and the bytes of its values and of what autograd keeps, without the model's own tensors."""
@@ -101,6 +110,17 @@ class Network:
         for own in (*self._model.parameters(), *self._model.buffers()):
             saved.pop(own.untyped_storage().data_ptr(), None)
         return tape, sum(saved.values()) + tape.nbytes
+
+    @torch.enable_grad()
+    def _gradient(self, x: Any, loss: Callable[[Any], Tensor]) -> Tensor:
+        """What autograd makes of the model itself, in one vector."""
+        params = {name: param.detach().requires_grad_() for name, param in self._params.items()}
+        value = loss(functional_call(self._model, params, (x,)))
+        return self._flat(torch.autograd.grad(value, list(params.values()), allow_unused=True))
+
+    def _flat(self, parts: Sequence[Maybe]) -> Tensor:
+        pairs = zip(parts, self._params.values(), strict=True)
+        return torch.cat([(torch.zeros_like(param) if part is None else part).flatten() for part, param in pairs])
 
     @torch.no_grad()
     def tape(self, x: Any, loss: Callable[[Any], Tensor]) -> Tape:

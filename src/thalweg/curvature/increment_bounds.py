@@ -23,6 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
+from thalweg.curvature.evaluation import (
+    require_fixed_function,
+    require_independent_samples,
+    require_repeatable,
+    twice_differentiable,
+)
+from thalweg.curvature.second_order import LossHead
+
 __all__ = ["IncrementBounds", "increment_bounds"]
 
 LARGEST = 3000  # parameters; the Hessian of each sample is dense
@@ -60,7 +68,8 @@ def increment_bounds(
         displacement: θ - θ*, flattened in the order of the trainable ``model.parameters()``: (P,).
 
     Raises:
-        ValueError: fewer than two samples, too many parameters, or a displacement of another size.
+        ValueError: fewer than two samples, no trainable parameter or too many, a displacement of another size, batch
+            statistics, dropout, or a loss that is not twice differentiable or not finite.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = model.weight.data.fill_(1.0)  # l_i = (w x_i - y_i)²: quadratic, so that no remainder is left
@@ -71,6 +80,8 @@ def increment_bounds(
     """
     params = {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
     sizes = [param.numel() for param in params.values()]
+    if not params:
+        raise ValueError("the model has no trainable parameter: at least one must have requires_grad=True")
     if len(x) < 2 or len(x) != len(y):
         raise ValueError(f"at least two samples with their targets are needed, got {len(x)} and {len(y)}")
     if displacement.shape != (sum(sizes),) or sum(sizes) > LARGEST:
@@ -78,6 +89,11 @@ def increment_bounds(
             f"the displacement must be a vector of as many numbers as the model has trainable parameters, {sum(sizes)} "
             f"(at most {LARGEST}), got shape {tuple(displacement.shape)}"
         )
+    require_independent_samples(model)
+    require_fixed_function(model)
+    z = require_repeatable(lambda: model(x[:1]))
+    if isinstance(z, Tensor):
+        LossHead(lambda z: loss_fn(z, y[:1]), z).check_curvature()
 
     def loss(theta: Tensor, xi: Tensor, yi: Tensor) -> Tensor:
         parts = zip(params.items(), torch.split(theta, sizes), strict=True)
@@ -86,8 +102,11 @@ def increment_bounds(
 
     start, axes = torch.cat([param.flatten() for param in params.values()]), (None, 0, 0)
     l0, l = (vmap(loss, axes)(theta, x, y) for theta in (start, start + displacement))  # noqa: E741
-    g = vmap(grad(loss), axes)(start, x, y)
-    H = vmap(jacrev(grad(loss)), axes, chunk_size=1)(start, x, y)
+    if not bool(torch.isfinite(l0).all() and torch.isfinite(l).all()):
+        raise ValueError("a loss is not finite: give weights, data and a displacement with which all are")
+    with twice_differentiable():
+        g = vmap(grad(loss), axes)(start, x, y)
+        H = vmap(jacrev(grad(loss)), axes, chunk_size=1)(start, x, y)
 
     def gap(values: Tensor) -> Tensor:
         """Of the last sample to the mean of the others."""

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from thalweg.curvature.evaluation import require_fixed_function, require_independent_samples, require_repeatable
 from thalweg.curvature.layer_jacobians import NORMS, is_supported, layer_gram, layer_jacobian, unfolded
 
-__all__ = ["bytes_per_sample", "check_grams", "check_mode", "jacobian_grams"]
+__all__ = ["bytes_per_sample", "check_grams", "jacobian_grams"]
 
 
 @dataclass
@@ -124,14 +123,15 @@ def check_grams(model: nn.Module, x: Tensor) -> None:
 
     Raises:
         ValueError: they differ, so that a parameter acts outside its own layer's forward; or samples are not
-            independent of each other.
+            independent of each other or of chance.
     """
+    require_independent_samples(model)
+    require_fixed_function(model)
     z, grams = jacobian_grams(model, x[:1])
     slack = 10 * math.sqrt(torch.finfo(z.dtype).eps)
-    with torch.no_grad():
-        together = model(x[:2])[:1]
+    together = require_repeatable(lambda: model(x[:2]))[:1]
     if bool((together - z).abs().max() > slack * z.abs().max()):
-        raise ValueError("the output of a sample depends on the others in its batch, or on chance: use model.eval()")
+        raise ValueError("the output of a sample depends on the others in its batch: use model.eval()")
     r = torch.linspace(1, 2, z[0].numel(), dtype=z.dtype, device=z.device)
     names = list(grams)
     params = dict(model.named_parameters())
@@ -152,22 +152,6 @@ def check_grams(model: nn.Module, x: Tensor) -> None:
                 f"the parameter {name!r} acts on the output otherwise than through the forward of its own layer: call "
                 "the layer, not its weight"
             )
-
-
-def check_mode(model: nn.Module) -> None:
-    """Refuse what makes samples see each other, or chance.
-
-    Raises:
-        ValueError: batch normalization with batch statistics, or active dropout.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) normalizes by the batch, so that no sample has a loss of "
-                "its own: use model.eval(), with running statistics"
-            )
-        if isinstance(module, _DropoutNd) and module.training and module.p:
-            raise ValueError(f"layer {name!r} ({type(module).__name__}) is random in training mode: use model.eval()")
 
 
 def bytes_per_sample(model: nn.Module, x: Tensor) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.curvature.chunks import LossFunction
-from thalweg.curvature.jacobian_grams import bytes_per_sample, check_grams, check_mode, jacobian_grams
+from thalweg.curvature.jacobian_grams import bytes_per_sample, check_grams, jacobian_grams
 
 __all__ = ["PerSampleGGN", "batches", "loss_reduction", "output_hessians", "per_sample_ggn", "product_eigenvalues"]
 
@@ -89,7 +89,6 @@ def per_sample_ggn(
     size = chunk_size or 0
     for x, y in batches(model, data):
         if reduction is None:
-            check_mode(model)
             check_grams(model, x)
             with torch.no_grad():
                 z = model(x[:8])
@@ -101,7 +100,7 @@ def per_sample_ggn(
             values.append(product_eigenvalues(A, G))
             traces.append((A * G).sum((1, 2)))
     if reduction is None:
-        raise ValueError("there are no data: give a pair (x, y) or an iterable of such pairs")
+        raise ValueError("there is no data: give a pair (x, y) or an iterable of such pairs")
     eigenvalues = torch.cat(values)
     return PerSampleGGN(eigenvalues.abs().amax(1), torch.cat(traces), eigenvalues, reduction)
 
@@ -189,7 +188,10 @@ def batches(model: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
     pairs: Iterable[Any] = [data] if pair else data
     for x, y in pairs:
         if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or len(x) != len(y) or not len(x):
-            raise ValueError("data must be pairs of tensors (x, y) of equal, positive length along the first axis")
+            raise ValueError(
+                "data must be pairs of tensors (x, y) of equal, positive length along the first axis: there is no data "
+                "here, or inputs without targets"
+            )
         if not x.is_floating_point():
             raise ValueError(f"inputs must be floating-point tensors, got {x.dtype}")
         yield (x, y) if param is None else (x.to(param.device), y.to(param.device))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.curvature.chunks import Chunk, LossFunction, cut, is_sample_mean, sample_count, take
+from thalweg.curvature.chunks import Chunk, LossFunction, cut, is_loss_of_all, sample_count, take
 from thalweg.curvature.graph import Network
-from thalweg.curvature.second_order import LossHead, Maybe, Tape
+from thalweg.curvature.second_order import Kind, LossHead, Maybe, Tape
 
 __all__ = ["Recording", "add_up"]
 
@@ -39,7 +39,8 @@ class Recording:
         bytes_per_sample: activations, by measurement on two samples.
 
     Raises:
-        ValueError: the loss is not finite or not twice differentiable, or a batch exceeds the memory but cannot be cut.
+        ValueError: the loss is not finite, it or the model is not twice differentiable, or a batch exceeds the memory
+            but cannot be cut.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Recording:
     ) -> None:
         self.network, self._loss_fn, self._batches = network, loss_fn, batches
         self._gradient: list[Maybe] | None = None
-        each, one_tensor = self._probe(whole)
+        each, one_tensor = self._probe(whole, "ggn" if forward_only else "hessian")
         if forward_only and not one_tensor:
             raise ValueError("the model must return one tensor for a Gauss-Newton matrix: the loss is taken as a whole")
         self.bytes_per_sample = each
@@ -66,8 +67,10 @@ class Recording:
             n if whole or not one_tensor or sample_count(y) != n else min(n, target)
             for n, (_, y) in zip(counts, batches, strict=True)
         ]
-        if not self._play(sizes, room, each, forward_only):
-            self._play(counts, room, each, forward_only)
+        for summed in (False, True):  # a mean over samples may be cut, and a sum
+            if self._play(sizes, room, each, forward_only, summed=summed):
+                return
+        self._play(counts, room, each, forward_only)
 
     def sweep(self) -> Iterator[Tape]:
         """The tapes of all chunks, one after the other."""
@@ -85,15 +88,17 @@ class Recording:
     def _record(self, chunk: Chunk) -> Tape:
         return self.network.tape(chunk.x, chunk.loss(self._loss_fn))
 
-    def _play(self, sizes: Sequence[int], room: float, each: float, forward_only: bool) -> bool:
-        """Cut and go through all the data once; False if cutting has changed the loss, which is then no sample mean."""
+    def _play(
+        self, sizes: Sequence[int], room: float, each: float, forward_only: bool, *, summed: bool = False
+    ) -> bool:
+        """Cut and go through all the data once; False if cutting has changed the loss."""
         if max(sizes) > max(room, 1):
             raise ValueError(
-                f"a batch of {max(sizes)} samples needs about {WORKSPACE * each * max(sizes) / 2**20:.0f} MiB and "
-                "cannot be cut, as the loss is no mean over its samples: give smaller batches or more memory"
+                f"a batch of {max(sizes)} samples needs about {WORKSPACE * each * max(sizes) / 2**20:.3g} MiB and "
+                "cannot be cut, as the loss is no mean or sum over its samples: give smaller batches or more memory"
             )
         self._tapes: list[Tape] = []
-        self._chunks = cut(self._batches, sizes)
+        self._chunks = cut(self._batches, sizes, summed=summed)
         heads: list[LossHead] = []
 
         def played() -> Iterator[list[Maybe]]:
@@ -115,13 +120,14 @@ class Recording:
         self.loss = torch.stack([head.value for head in heads]).sum()
         for batch, group in groupby(zip(self._chunks, heads, strict=True), lambda pair: pair[0].batch):
             parts = list(group)
-            mean = sum(head.value for _, head in parts) / sum(chunk.share for chunk, _ in parts)
+            share = parts[0][0].share if summed else sum(chunk.share for chunk, _ in parts)
+            value = sum(head.value for _, head in parts) / share
             outputs = [head.output for _, head in parts]
-            if len(parts) > 1 and not is_sample_mean(self._loss_fn, outputs, self._batches[batch][1], mean):
+            if len(parts) > 1 and not is_loss_of_all(self._loss_fn, outputs, self._batches[batch][1], value):
                 return False
         return True
 
-    def _probe(self, whole: bool) -> tuple[float, bool]:
+    def _probe(self, whole: bool, kind: Kind) -> tuple[float, bool]:
         """Bytes of activations that one sample takes, and whether the output is one tensor."""
         x, y = self._batches[0]
         n = sample_count(x)
@@ -132,9 +138,12 @@ class Recording:
 
         def loss(z: Any) -> Tensor:
             kinds.append(isinstance(z, Tensor))
-            return z.sum() if isinstance(z, Tensor) else self._loss_fn(z, y)
+            if not isinstance(z, Tensor):
+                return self._loss_fn(z, y)
+            weights = torch.linspace(1, 2, z.numel(), dtype=z.dtype, device=z.device)
+            return (z.flatten() * weights).sum()
 
-        return max(1.0, self.network.probe(x, loss) / few), kinds[0]
+        return max(1.0, self.network.probe(x, loss, kind) / few), kinds[0]
 
 
 def add_up(lists: Iterable[Sequence[Maybe]]) -> list[Maybe]:

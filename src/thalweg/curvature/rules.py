@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from thalweg.curvature.evaluation import twice_differentiable
 from thalweg.curvature.second_order import Maybe, Node
 
 __all__ = [
@@ -267,7 +268,7 @@ def pointwise(f: Function, h: Tensor) -> Node:
 
 def opaque(f: Function, inputs: Sequence[Tensor]) -> Node:
     """Any f. J ḣ is read off Jᵀu, which is linear in u; ∇²⟨ā, f⟩ ḣ is the gradient of ⟨Jᵀā, ḣ⟩."""
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable():
         leaves = [h.detach().requires_grad_() for h in inputs]
         a = f(*leaves)
         u = torch.zeros_like(a).requires_grad_()
@@ -311,9 +312,15 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / v.square().sum(others, keepdim=True).sqrt())
 
 
+def hardsigmoid(h: Tensor, inplace: bool = False) -> Tensor:
+    """The function min(max(h + 3, 0), 6)/6."""
+    return functional.relu6(h + 3.0) / 6.0
+
+
 F = functional
-# the double backward of torch's own is wrong: for torch 2.13 on a CPU the Hessian is not even symmetric
-REWRITTEN: dict[Any, Function] = {torch._weight_norm: weight_norm}
+# torch's own hardsigmoid has no double backward, and that of its weight norm is wrong: for torch 2.13 on a CPU the
+# Hessian is not even symmetric
+REWRITTEN: dict[Any, Function] = {torch._weight_norm: weight_norm, functional.hardsigmoid: hardsigmoid}
 # function: its rule, and the names of its operands, which stand first among its arguments
 RULES: dict[Any, tuple[Callable[..., Node | None], tuple[str, ...]]] = {
     F.linear: (linear, ("input", "weight", "bias")),

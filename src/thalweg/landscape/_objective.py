@@ -6,23 +6,26 @@ that a batch normalization in training mode uses the statistics of its batch and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
+
+from thalweg.curvature.chunks import sample_count, take
+from thalweg.curvature.evaluation import require_fixed_function, require_repeatable, twice_differentiable
 
 __all__ = [
     "LossFunction",
     "Objective",
     "batches_of",
     "evaluate",
+    "few_samples",
     "flat_parameters",
-    "require_fixed_function",
-    "require_independent_samples",
+    "require_deterministic",
 ]
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -60,29 +63,21 @@ def flat_parameters(model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
     return params, torch.cat([param.reshape(-1) for param in params.values()])
 
 
-def require_independent_samples(model: nn.Module) -> None:
-    """Refuse a model whose loss on one sample depends on the batch around it.
+def few_samples(data: Any) -> tuple[Any, Any]:
+    """The first two samples of the first batch, the whole batch where input and target do not have as many."""
+    x, y = next(batches_of(data))
+    return (take(x, 0, 2), take(y, 0, 2)) if sample_count(x) == sample_count(y) else (x, y)
+
+
+def require_deterministic(model: nn.Module, data: Any) -> Any:
+    """Refuse a model that draws at random; its output on `few_samples`.
 
     Raises:
-        ValueError: a normalization by batch statistics.
+        ValueError: layers such as dropout in training mode, or outputs that differ from call to call.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, _NormBase) and (module.training or module.running_mean is None):
-            raise ValueError(
-                f"{name or 'the model'} normalizes by the statistics of the batch, so a sample has no loss of its own: "
-                "call model.eval() and give the layer running statistics"
-            )
-
-
-def require_fixed_function(model: nn.Module) -> None:
-    """Refuse a model that draws at random.
-
-    Raises:
-        ValueError: active dropout.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, _DropoutNd) and module.training and module.p:
-            raise ValueError(f"{name} drops at random, so the loss is no function: call {name}.eval() first")
+    require_fixed_function(model)
+    x, _ = few_samples(data)
+    return require_repeatable(lambda: evaluate(model, {}, x))
 
 
 def evaluate(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Any:
@@ -100,7 +95,7 @@ class Objective:
         data: a pair (inputs, targets), or batches that can be read more than once.
 
     Raises:
-        ValueError: no trainable parameter, or active dropout.
+        ValueError: no trainable parameter, no samples, or a random output.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> objective = Objective(model, nn.functional.mse_loss, (torch.ones(1, 1), torch.zeros(1, 1)))
@@ -110,9 +105,22 @@ class Objective:
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, data: Any) -> None:
-        require_fixed_function(model)
+        self.output = require_deterministic(model, data)  # on `few_samples`
         self.model, self.loss_fn, self.data = model, loss_fn, data
         self.params, self.theta = flat_parameters(model)
+
+    def on(self, data: Any) -> Objective:
+        """The same model and parameters on other data."""
+        other = copy.copy(self)
+        other.data = data
+        return other
+
+    def at_present(self) -> Objective:
+        """The same data at the parameters that the model has by now."""
+        require_fixed_function(self.model)
+        other = copy.copy(self)
+        other.params, other.theta = flat_parameters(self.model)
+        return other
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """The vector θ cut into parameters."""
@@ -165,7 +173,7 @@ class Objective:
         return loss.reshape(())
 
     def _differentiate(self, theta: Tensor, x: Any, y: Any, *, create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable() if create_graph else nullcontext():
             leaf = theta.detach().requires_grad_()
             loss = self._loss(self.named(leaf), x, y)
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph)

@@ -7,7 +7,8 @@ measurements the top eigenvector turns little, so Rayleigh-Ritz on the Krylov sp
 
 needs m = 2 to 5 products where a fresh Lanczos run needs 20 to 50. The Ritz value never exceeds λ_max, and the
 residual |H v - λ v| bounds its distance to the nearest eigenvalue; the first measurement starts at random and takes
-more products.
+more products. Every other one adds a random vector of length 1/100 to v: no power of H leads from v to an eigenvector
+that is orthogonal to it, were its eigenvalue to overtake.
 
 2 / lr is the threshold of gradient descent on the whole data set. Heavy-ball momentum β raises it to (2 + 2β) / lr;
 adaptive methods have one for the preconditioned Hessian, and then only lr, not the threshold, has a meaning here.
@@ -23,9 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.landscape._objective import LossFunction, Objective, batches_of, flat_parameters
+from thalweg.curvature.second_order import LossHead
+from thalweg.landscape._objective import LossFunction, Objective, few_samples
 
 __all__ = ["EdgeOfStability", "SharpnessRow", "ritz_top"]
+
+FRESH = 0.01  # of the start is random: the residual it leaves is far below that of a moving Hessian
 
 
 def ritz_top(product: Callable[[Tensor], Tensor], start: Tensor, products: int) -> tuple[float, Tensor, float]:
@@ -99,10 +103,11 @@ class EdgeOfStability:
         optimizer: any; the largest ``lr`` of its groups counts.
         products: for each measurement, 2 to 5.
         first: for the first one.
-        generator: draws its start, on the CPU.
+        generator: draws the starts, on the CPU; None is one of its own, so that training draws what it would without.
 
     Raises:
-        ValueError: no products, no learning rate, no trainable parameter.
+        ValueError: no products, no learning rate, no trainable parameter, a random output, a loss that is not twice
+            differentiable.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> data = torch.tensor([[1.0, 0.0], [0.0, 0.5]]), torch.zeros(2, 1)
@@ -128,11 +133,14 @@ class EdgeOfStability:
             raise ValueError(f"products={products}, first={first}: at least one product per measurement expected")
         if not all("lr" in group for group in optimizer.param_groups):
             raise ValueError("the optimizer has a group without lr: 2 / lr needs one")
-        flat_parameters(model)
-        next(batches_of(data))
-        self.model, self.loss_fn, self.data, self.optimizer = model, loss_fn, data, optimizer
+        self._objective = Objective(model, loss_fn, data)
+        z, (_, y) = self._objective.output, few_samples(data)
+        if isinstance(z, Tensor):
+            LossHead(lambda z: loss_fn(z, y), z).check_curvature()
+        self.optimizer = optimizer
         self.rows: list[SharpnessRow] = []
-        self._products, self._first, self._generator = products, first, generator
+        self._products, self._first = products, first
+        self._generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._vector: Tensor | None = None
 
     def measure(self) -> SharpnessRow:
@@ -141,11 +149,13 @@ class EdgeOfStability:
         Raises:
             ValueError: the loss is not finite, as after a divergence.
         """
-        objective = Objective(self.model, self.loss_fn, self.data)
+        objective = self._objective.at_present()
         w, budget = objective.theta, self._products
+        start = torch.randn(w.shape, generator=self._generator, dtype=w.dtype).to(w.device)
         if self._vector is None:
-            self._vector = torch.randn(w.shape, generator=self._generator, dtype=w.dtype).to(w.device)
             budget = self._first
+        else:
+            start = self._vector + FRESH * start / start.norm()
         used = 0
         multiply = objective.products(w)
 
@@ -157,7 +167,7 @@ class EdgeOfStability:
                 raise ValueError("the Hessian is not finite at these weights: stop measuring when training diverges")
             return Hv
 
-        sharpness, self._vector, residual = ritz_top(product, self._vector, budget)
+        sharpness, self._vector, residual = ritz_top(product, start, budget)
         lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         threshold = 2 / lr if lr else float("inf")
         self.rows.append(SharpnessRow(len(self.rows), sharpness, residual, threshold, used))

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from thalweg.curvature.evaluation import require_independent_samples
 from thalweg.landscape._objective import (
     LossFunction,
     batches_of,
     evaluate,
     flat_parameters,
-    require_fixed_function,
-    require_independent_samples,
+    require_deterministic,
 )
 
 __all__ = ["NoiseScale", "gradient_noise_scale", "noise_scale_from_norms"]
@@ -63,7 +63,8 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
         chunk: samples differentiated at a time.
 
     Raises:
-        ValueError: fewer than two samples, batch statistics, active dropout, no trainable parameter.
+        ValueError: fewer than two samples, batch statistics, a random output, no trainable parameter, a gradient that
+            is not finite.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -72,10 +73,10 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
     NoiseScale(noise=2.0, signal=8.0)
     """
     require_independent_samples(model)
-    require_fixed_function(model)
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: at least one sample at a time expected")
     params, theta = flat_parameters(model)
+    require_deterministic(model, data)
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return loss_fn(evaluate(model, params, x.unsqueeze(0)), y.unsqueeze(0)).reshape(())
@@ -91,6 +92,8 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
             mean, n = torch.lerp(mean, centre, count / (n + count)), n + count
     if n < 2:
         raise ValueError(f"{n} sample: at least two expected, for a variance")
+    if not bool(torch.isfinite(spread)):
+        raise ValueError("a sample's gradient is not finite: give weights and data with a finite loss")
     noise = float(spread) / (n - 1)
     return NoiseScale(noise, float(mean.square().sum()) - noise / n)
 

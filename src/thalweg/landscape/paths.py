@@ -67,7 +67,7 @@ def linear_path(start: nn.Module, end: nn.Module, loss_fn: LossFunction, data: A
         points: on the path, its ends included; one pass over the data each.
 
     Raises:
-        ValueError: networks that do not match, running statistics in use, fewer than two points.
+        ValueError: networks that do not match, running statistics in use, a random output, fewer than two points.
 
     >>> start, end = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.constant_(start.weight, -1.0), nn.init.constant_(end.weight, 1.0)
@@ -125,7 +125,7 @@ def bezier_path(
     optimizer = torch.optim.Adam([bend], lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for batch, s in zip(_endless(data), torch.rand(steps, generator=generator).tolist(), strict=False):
-        _, gradient = Objective(start, loss_fn, [batch]).gradient(_bezier(first, bend.detach(), last, s))
+        _, gradient = objective.on([batch]).gradient(_bezier(first, bend.detach(), last, s))
         bend.grad = 2 * s * (1 - s) * gradient
         optimizer.step()
         schedule.step()

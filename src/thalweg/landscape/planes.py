@@ -78,7 +78,7 @@ def loss_surface(
         (len(a), len(b)).
 
     Raises:
-        ValueError: a plane of another size, no data, active dropout.
+        ValueError: a plane of another size, no data, a random output.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> plane = Plane(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
@@ -87,8 +87,8 @@ def loss_surface(
     tensor([[0., 4.],
             [1., 9.]])
     """
+    _check_size(plane.origin, flat_parameters(model)[1], "plane")
     objective = Objective(model, loss_fn, data)
-    _check_size(plane.origin, objective.theta, "plane")
     return torch.stack([torch.stack([objective.value(plane.point(x, y)) for y in b]) for x in a])
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from thalweg.curvature.evaluation import require_independent_samples
 from thalweg.landscape._objective import (
     LossFunction,
     batches_of,
     evaluate,
     flat_parameters,
-    require_fixed_function,
-    require_independent_samples,
+    require_deterministic,
 )
 
 __all__ = ["neighbourhood", "per_sample_losses"]
@@ -44,16 +44,16 @@ def per_sample_losses(
         l: (N,).
 
     Raises:
-        ValueError: no samples, batch statistics, active dropout, or a loss of another shape.
+        ValueError: no samples, batch statistics, a random output, or a loss of another shape.
 
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]])
     >>> per_sample_losses(nn.Identity(), nn.functional.mse_loss, (x, y))
     tensor([1., 4.])
     """
     require_independent_samples(model)
-    require_fixed_function(model)
     if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
         data = list(zip(*(torch.split(part, batch_size) for part in data), strict=True))
+    require_deterministic(model, data)
     rows = []
     for x, y in batches_of(data):
         output = evaluate(model, params or {}, x)

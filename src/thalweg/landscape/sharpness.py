@@ -41,7 +41,7 @@ def sam_sharpness(
         The rise; 0 where the gradient vanishes, for there is no direction to step in.
 
     Raises:
-        ValueError: a radius that is not positive, a loss that is not finite, no trainable parameter, active dropout.
+        ValueError: a radius that is not positive, a loss that is not finite, no trainable parameter, a random output.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.constant_(model.weight, 1.0)

@@ -1,7 +1,8 @@
 r"""The spectrum of H^(k) = (1/k) Σ_{i<=k} H_i as samples are added: how the curvature settles (seed 003, section 3).
 
 H^(k+1) - H^(k) = (H_{k+1} - H^(k)) / (k + 1), so eigenvalues move by at most ||H_{k+1} - H^(k)|| / (k + 1) (Weyl) and
-eigenvectors little: each size starts from the vectors of the size before.
+eigenvectors little: each size starts from the vectors of the size before, and a random one for those that new samples
+bring up beside them.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ def spectrum_growth(
     if generator is not None:
         order = torch.randperm(n, generator=generator).to(x.device)
         x, y = x[order], y[order.to(y.device)]
-    start, rows = None, []
+    start, rows, draw = None, [], torch.Generator(x.device).manual_seed(0)
     for size in sizes:
         found = eigsh(make_operator((x[:size], y[:size])), k, which, tol, start=start)
-        start = found.vectors
+        V = found.vectors
+        fresh = torch.randn(len(V), 1, generator=draw, dtype=V.dtype, device=draw.device).to(V.device)
+        start = torch.cat([V, fresh], 1) if len(V) > k else V
         rows.append(found)
     return SpectrumGrowth(
         tuple(sizes), torch.stack([row.values for row in rows]), torch.stack([row.residuals for row in rows])
