@@ -158,14 +158,30 @@ def test_parametrized_weights_reach_their_originals():
 def test_sampling_is_unbiased_and_reproducible():
     model = network()[:2]
     exact = quietly(FrameRegularizer(A, B).prepare(model, SAMPLE), model)
-    sampled = FrameRegularizer(A, B, sample=0.25, generator=draw()).prepare(model, SAMPLE)
-    values = torch.stack([quietly(sampled, model).detach() for _ in range(100)])
+
+    def sampled(seed):
+        return FrameRegularizer(A, B, sample=0.25, generator=draw(seed)).prepare(model, SAMPLE)
+
+    values = torch.stack([quietly(sampled(seed), model).detach() for seed in range(100)])
     error = values.std() / math.sqrt(100)
     assert abs(values.mean() - exact) < 4 * error  # four standard errors
     assert error > 0
-    again = FrameRegularizer(A, B, sample=0.25, generator=draw()).prepare(model, SAMPLE)
-    assert quietly(again, model) == values[0]
-    assert sampled.per_layer(model).total == pytest.approx(exact.item(), rel=1e-5)  # the table is exact, in float32
+    assert quietly(sampled(0), model) == values[0]
+    assert sampled(0).per_layer(model).total == pytest.approx(exact.item(), rel=1e-5)  # the table is exact, in float32
+
+
+def test_a_round_of_samples_draws_every_channel_once():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).double()
+    penalty = FrameRegularizer(A, B, sample=0.25, generator=draw()).prepare(model, torch.zeros(1, 8, 6, 6).double())
+    exact = quietly(FrameRegularizer(A, B).prepare(model, torch.zeros(1, 8, 6, 6).double()), model)
+    first = [quietly(penalty, model)]
+    saved = penalty.state_dict()
+    rest = [quietly(penalty, model) for _ in range(3)]
+    torch.testing.assert_close(
+        torch.stack(first + rest).mean(), exact, rtol=1e-12, atol=0
+    )  # four parts of two channels
+    penalty.load_state_dict(saved)
+    assert [quietly(penalty, model) for _ in range(3)] == rest  # a round goes on where it was saved
 
 
 def test_a_start_that_collapses_is_warned_of_once():

@@ -120,8 +120,8 @@ class FrameRegularizer(LayerPenalty):
     """Keep the spectrum of every layer's Gram matrix in [A, B], by Gershgorin's circles or by the eigenvalues.
 
     The default is the seed's penalty, exact, at every step. Its cost is divided by ``every=4`` (the full penalty every
-    fourth step, four times as strong: a fourth of the γ that is stable) or ``sample=1/8`` (other row channels at each
-    step, unbiased but noisy).
+    fourth step, four times as strong: a fourth of the γ that is stable) or ``sample=1/8`` (an eighth of the row
+    channels at each step: unbiased but noisy; eight steps draw all of them, and their mean has no noise).
 
     Decoupled, ``step_(model, 1.0)`` after every step of the optimizer, the Gershgorin form makes Polyak's step in each
     layer, with a coefficient of 1: no constant depends on the layers.
@@ -136,7 +136,7 @@ class FrameRegularizer(LayerPenalty):
         form: "gershgorin" or "spectral".
         boundary: of the Gershgorin form: "exact" or "interior".
         side: which Gram matrix; see `thalweg.regularize.gram_side`.
-        sample: of the Gershgorin form: share of the row channels to draw at each step, without replacement.
+        sample: of the Gershgorin form: share of the row channels to draw at each step, in random order round by round.
         probes: of the spectral form: at most so many random images a layer, as its noise demands.
         margin: the spectral form and all of `step_` aim at [A (1 + margin), B (1 - margin)], so that noise and the loss
             do not lead out of [A, B].
@@ -164,7 +164,7 @@ class FrameRegularizer(LayerPenalty):
         boundary: Boundary = "exact",
         side: Side = "auto",
         sample: float = 1.0,
-        probes: int = 8,
+        probes: int = 6,
         margin: float = 0.1,
         **options: Unpack[PenaltyOptions],
     ) -> None:
@@ -184,6 +184,7 @@ class FrameRegularizer(LayerPenalty):
         self.lower, self.upper, self.form, self.boundary, self.side = lower, upper, form, boundary, side
         self.sample, self.probes, self.margin = sample, probes, margin
         self._vectors: dict[str, Tensor] = {}  # of the power steps, by the weight's name
+        self._parts: dict[str, list[Tensor]] = {}  # of the row channels, to be drawn in this round
         self._start_checked = False
         if form == "spectral":
             self._aim()
@@ -233,13 +234,18 @@ class FrameRegularizer(LayerPenalty):
         side = layer_map.gram_side(self.side)
         kernel, rows = layer.kernel, None
         if self.sample < 1:
-            channels = kernel.shape[1 if side.gram == "row" else 2]
-            device = kernel.device if self.generator is None else self.generator.device
-            rows = torch.randperm(channels, generator=self.generator, device=device)
-            rows = rows[: math.ceil(self.sample * channels)].to(kernel.device)
+            rows = self._draw(layer.path, kernel.shape[1 if side.gram == "row" else 2], kernel.device)
         return gershgorin_penalty(
             kernel, layer_map.axes, side.gram, lower if side.bounded_below else -math.inf, upper, rows
         )
+
+    def _draw(self, path: str, channels: int, device: torch.device) -> Tensor:
+        """Row channels, each as likely as any other, and in a round of 1/sample draws each of them once."""
+        if not self._parts.get(path):
+            source = device if self.generator is None else self.generator.device
+            order = torch.randperm(channels, generator=self.generator, device=source).to(device)
+            self._parts[path] = list(order.tensor_split(min(channels, math.ceil(1 / self.sample))))
+        return self._parts[path].pop()
 
     def unsuitable(self, layer: Layer) -> str:
         reason = unsupported(layer.module)
@@ -274,10 +280,12 @@ class FrameRegularizer(LayerPenalty):
             self.sample, self._vectors = kept
 
     def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"vectors": dict(self._vectors)}
+        parts = {path: list(left) for path, left in self._parts.items()}
+        return super().get_extra_state() | {"vectors": dict(self._vectors), "parts": parts}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._vectors = dict(state["vectors"])
+        self._parts = {path: list(left) for path, left in state["parts"].items()}
         super().set_extra_state(state)
 
     @property

@@ -13,7 +13,8 @@ the sets of tap pairs of `thalweg.regularize.row_types`:
     R over row types weighted by how many positions have each; dR/dW in the same pass: sign(V) times row weights.
 
 For a 3 x 3 kernel with padding 1, on any map: 45 r² l multiply-adds for R, 81 r² l for its gradient, and memory for 29
-matrices r x r (r row channels, l summed ones). A sample of n row channels cannot use the symmetry: 243 n r l in all.
+matrices r x r (r row channels, l summed ones). A sample of n row channels cannot use the symmetry: 243 n r l in all,
+as three products of large matrices, and memory for 243 matrices n x r.
 """
 
 from __future__ import annotations
@@ -108,8 +109,9 @@ def circles(X: Tensor, plan: Plan, rows: Tensor | None = None) -> tuple[Tensor, 
     entries, on_diagonal = plan.entries.to(X), plan.diagonal.to(X)
     sums, diagonal = X.new_zeros(entries.shape[1], g, n), X.new_zeros(entries.shape[1], g, n)
     sets = []
+    pairs = None if rows is None else _pairs(Y, X)
     for block in plan.half if rows is None else plan.blocks:
-        V = _sets(Y, X, block)
+        V = _sets(X, block) if pairs is None else _sets_of_pairs(pairs, block)
         size = V.abs()
         sums[block.kinds] = size.sum(-1)
         if block.symmetric:
@@ -125,8 +127,7 @@ def circles_gradient(
 ) -> Tensor:
     """dR/dX from dR/dS and dR/dv, both (N, g, n); ``sets`` from `circles` are overwritten."""
     Y = X if rows is None else X[:, :, rows]
-    dX = torch.zeros_like(X)
-    dY = dX if rows is None else torch.zeros_like(Y)
+    dX, dpairs = torch.zeros_like(X), X.new_zeros(0) if rows is None else X.new_zeros(*Y.shape[:3], *X.shape[1:3])
     w = torch.tensordot(plan.entries.T.to(X), dS, dims=1)
     u = torch.tensordot(plan.diagonal.T.to(X), dv, dims=1)
     for block, V in zip(plan.half if rows is None else plan.blocks, sets, strict=True):
@@ -138,8 +139,19 @@ def circles_gradient(
         if block.symmetric:
             diagonal = u[block.kinds] if rows is not None else 2 * u[block.kinds]
             D.scatter_add_(-1, _own(V, rows), diagonal.unsqueeze(-1))
-        _add_sets_gradient(dY, dX, Y, X, D, block, both=rows is not None or not block.symmetric)
-    return dX if rows is None else dX.index_add_(2, rows, dY)
+        if not block.single:
+            D = torch.tensordot(block.member.T.to(X), D, dims=1)
+        if rows is None:
+            _add_sets_gradient(dX, X, D, block)
+        else:
+            for d, atom in zip(D, block.atoms, strict=True):
+                for t, s in atom:
+                    dpairs[:, t, :, s] = d
+    if rows is None:
+        return dX
+    D = dpairs.flatten(3).flatten(1, 2)
+    dX = (D.mT @ Y.flatten(1, 2)).reshape(X.shape)
+    return dX.index_add_(2, rows, (D @ X.flatten(1, 2)).reshape(Y.shape))
 
 
 def circle_hinge(S: Tensor, v: Tensor, plan: Plan, lower: float, upper: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,21 +167,33 @@ def _own(V: Tensor, rows: Tensor | None) -> Tensor:
     return own.expand(V.shape[:3]).unsqueeze(-1)
 
 
-def _sets(Y: Tensor, X: Tensor, block: Block) -> Tensor:
-    """Σ Y_t X_t'ᵀ over the pairs of each set: (K, g, n, r)."""
-    G = X.new_empty(len(block.atoms), X.shape[0], Y.shape[2], X.shape[2])
-    for out, pairs in zip(G, block.atoms, strict=True):
-        for i, (t, s) in enumerate(pairs):
-            torch.baddbmm(out, Y[:, t], X[:, s].mT, beta=int(i > 0), out=out)
+def _sets(X: Tensor, block: Block) -> Tensor:
+    """Σ X_t X_t'ᵀ over the pairs of each set: (K, g, r, r)."""
+    G = X.new_empty(len(block.atoms), X.shape[0], X.shape[2], X.shape[2])
+    for out, atom in zip(G, block.atoms, strict=True):
+        for i, (t, s) in enumerate(atom):
+            torch.baddbmm(out, X[:, t], X[:, s].mT, beta=int(i > 0), out=out)
     return G if block.single else torch.tensordot(block.member.to(X), G, dims=1)
 
 
-def _add_sets_gradient(dY: Tensor, dX: Tensor, Y: Tensor, X: Tensor, D: Tensor, block: Block, *, both: bool) -> None:
-    """The derivative of `_sets`: dY_t += D X_t' and, with ``both``, dX_t' += Dᵀ Y_t."""
-    if not block.single:
-        D = torch.tensordot(block.member.T.to(X), D, dims=1)
-    for d, pairs in zip(D, block.atoms, strict=True):
-        for t, s in pairs:
-            dY[:, t].baddbmm_(d, X[:, s])
-            if both:
-                dX[:, s].baddbmm_(d.mT, Y[:, t])
+def _add_sets_gradient(dX: Tensor, X: Tensor, D: Tensor, block: Block) -> None:
+    """The derivative of the atoms' sums: dX_t += D X_t' and, but for a block's own mirror, dX_t' += Dᵀ X_t."""
+    for d, atom in zip(D, block.atoms, strict=True):
+        for t, s in atom:
+            dX[:, t].baddbmm_(d, X[:, s])
+            if not block.symmetric:
+                dX[:, s].baddbmm_(d.mT, X[:, t])
+
+
+def _pairs(Y: Tensor, X: Tensor) -> Tensor:
+    """Y_t X_t'ᵀ for all pairs of taps, by one product: (g, T, n, T, r)."""
+    return (Y.flatten(1, 2) @ X.flatten(1, 2).mT).reshape(*Y.shape[:3], *X.shape[1:3])
+
+
+def _sets_of_pairs(pairs: Tensor, block: Block) -> Tensor:
+    """The sums over the pairs of each set from the products of all: (K, g, n, r)."""
+    G = pairs.new_zeros(len(block.atoms), pairs.shape[0], pairs.shape[2], pairs.shape[4])
+    for out, atom in zip(G, block.atoms, strict=True):
+        for t, s in atom:
+            out += pairs[:, t, :, s]
+    return G if block.single else torch.tensordot(block.member.to(G), G, dims=1)

@@ -19,7 +19,7 @@ One probe is a batch of one image, and its noise grows with channels/positions: 
 harmless on 8 x 8 with 16 channels blows the weights up. Stable steps are about positions·probes / (4·channels) of the
 noiseless one, and `step_factor` is that number: with it 0.1 to 0.2 is a good decoupled step for every layer.
 By pure minimization from He's initialization (A = .5, B = 2, 300 steps of 0.2, two seeds): .98 to .99 of the spectrum
-inside for 12 channels on 16 x 16 and 24 on 8 x 8, for 48 on 4 x 4 .97 with 4 probes and .99 with 8; λ_max <= 1.9 in all.
+inside for 12 channels on 16 x 16 and 24 on 8 x 8; for 48 on 4 x 4 .97 with 4 probes, .99 with 8; λ_max <= 1.9.
 """
 
 from __future__ import annotations
