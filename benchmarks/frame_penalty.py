@@ -5,15 +5,18 @@ Run as ``python -m benchmarks.frame_penalty``. The layers are all 3 x 3 convolut
 processor time (wall time on an accelerator, synchronised), and the minimum counts. The penalty does not depend on the
 batch: at 512 its ratios are a quarter.
 
-Promises checked: exact penalty and gradient at most 1.1 of the layers, and in the recommended training settings 0.15
-(``every=4``; no noise) and 0.1 (spectral form); no dependence on the map's size, 8 to 64, beyond 10 %; a
-dense Gram matrix at least 100 times slower for 512 channels on a 4 x 4 map.
+Promises checked on a CPU: exact penalty and gradient at most 1.1 of the layers; 0.15 in the cheap settings of training,
+``every=4`` (no noise) and ``sample=1/8`` (its noise is measured); 0.1 in the spectral form with its default probes. On
+any device: no dependence on the map's size, 8 to 64, beyond 10 %; a dense Gram matrix at least 100 times slower for 512
+channels on a 4 x 4 map, which takes minutes on a CPU (``--dense-channels 0`` leaves it out). On an accelerator the cost
+ratios are printed only: there launching kernels takes the time, not their arithmetic.
+
+The exit status is 1 if a promise is broken.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from collections.abc import Callable
 
@@ -21,6 +24,7 @@ import torch
 from torch import nn
 from torch.autograd import grad
 
+from benchmarks.clock import peak_memory, plain_arithmetic, seconds
 from thalweg.operators import LayerOperator
 from thalweg.regularize.frame import FrameRegularizer
 
@@ -39,8 +43,10 @@ SETTINGS: dict[str, dict[str, object]] = {
     "interior": {"boundary": "interior"},
     "sample 1/8": {"sample": 1 / 8},
     "spectral": {"form": "spectral"},
+    "spectral, 4 probes": {"form": "spectral", "probes": 4},
+    "spectral, 8 probes": {"form": "spectral", "probes": 8},
 }
-PROMISES = {("exact", 1): 1.1, ("exact", 4): 0.15, ("spectral", 1): 0.1}  # (setting, every): ratio to the layers
+PROMISES = {("exact", 1): 1.1, ("exact", 4): 0.15, ("sample 1/8", 1): 0.15, ("spectral", 1): 0.1}  # (setting, every)
 
 
 def penalty_step(conv: nn.Conv2d, size: int, options: dict[str, object]) -> Callable[[], object]:
@@ -62,41 +68,39 @@ def contestants(layer: tuple[int, ...], batch: int, device: str) -> dict[str, Ca
 
 def measure(runs: dict[str, Callable[[], object]], *, device: str, rounds: int, warm: bool = True) -> dict[str, float]:
     """Minimum seconds of each, over interleaved rounds; a first one, which allocates, counts only without ``warm``."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
     best = dict.fromkeys(runs, float("inf"))
     for done in range(rounds + 1):
         for name, run in runs.items():
-            if device != "cpu":
-                torch.accelerator.synchronize()
-            start = clock()
-            run()
-            if device != "cpu":
-                torch.accelerator.synchronize()
+            time = seconds(run, device)
             if done or not warm:
-                best[name] = min(best[name], clock() - start)
+                best[name] = min(best[name], time)
     return best
 
 
-def peak_memory(run: Callable[[], object]) -> float:
+def peak(run: Callable[[], object], device: str) -> float:
     """MiB allocated at the same time by one call, from torch's own record of allocations."""
+    if device != "cpu":
+        return peak_memory(run)
     with torch.profiler.profile(profile_memory=True) as profile:
         run()
-    now = peak = 0
+    now = most = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             now += event.nbytes()
-            peak = max(peak, now)
-    return peak / 2**20
+            most = max(most, now)
+    return most / 2**20
 
 
-def noise(sample: float) -> float:
-    """Standard deviation of a sampled gradient, relative to the exact one: 64 channels, 8 x 8, He's initialization."""
-    conv = nn.Conv2d(64, 64, 3, 1, 1, bias=False)
+def noise(options: dict[str, object], device: str, *, draws: int, rounds: int) -> float:
+    """Standard deviation, relative to the gradient, of the mean gradient of so many draws: 64 channels, 8 x 8, He's."""
+    conv = nn.Conv2d(64, 64, 3, 1, 1, bias=False, device=device)
     nn.init.kaiming_normal_(conv.weight)
-    (exact,) = penalty_step(conv, 8, {})()  # type: ignore[misc]
-    draw = penalty_step(conv, 8, {"sample": sample})
-    errors = [(draw()[0] - exact).square().sum() for _ in range(30)]  # type: ignore[index]
-    return float((torch.stack(errors).mean() / exact.square().sum()).sqrt())
+    draw = penalty_step(conv, 8, options)
+    means = torch.stack([torch.stack([draw()[0] for _ in range(draws)]).mean(0) for _ in range(rounds)])  # type: ignore[index]
+    center = means.mean(0)
+    variance = (means - center).square().sum() / (rounds - 1)
+    # The norm of the mean has its own share of noise.
+    return float((variance / (center.square().sum() - variance / rounds)).sqrt())
 
 
 def dense_ratio(channels: int, device: str) -> float:
@@ -111,7 +115,8 @@ def dense_ratio(channels: int, device: str) -> float:
         return grad(((v - off - 0.5).clamp(max=0) ** 2 + (2.0 - v - off).clamp(max=0) ** 2).mean(), conv.weight)
 
     exact = measure({"exact": penalty_step(conv, 4, {})}, device=device, rounds=2)["exact"]
-    return measure({"dense": dense}, device=device, rounds=0, warm=False)["dense"] / exact
+    on_cpu = device == "cpu"  # where one run of a minute is enough
+    return measure({"dense": dense}, device=device, rounds=0 if on_cpu else 2, warm=not on_cpu)["dense"] / exact
 
 
 def main() -> int:
@@ -120,20 +125,22 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dense-channels", type=int, default=512, help="fewer for a quicker, less telling comparison")
+    parser.add_argument(
+        "--dense-channels", type=int, default=512, help="fewer for a quicker, less telling comparison; 0: none"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    plain_arithmetic()
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", "the Gershgorin form will shrink")  # He's initialization is timed, not trained
     columns = ["layer", *SETTINGS]
     total = dict.fromkeys(columns, 0.0)
     print(f"Milliseconds (ratio to the layer); batch {args.batch}, {args.device}, torch {torch.__version__}\n")
-    print("| in, out, map, stride | times | layer | " + " | ".join(SETTINGS) + " | peak MiB, exact |")
+    print("| in, out, map, stride | times | layer | " + " | ".join(SETTINGS) + " | peak MiB: exact, spectral |")
     print("|---" * (4 + len(SETTINGS)) + "|")
     for layer in LAYERS:
         runs = contestants(layer, args.batch, args.device)
         best = measure(runs, device=args.device, rounds=args.rounds)
-        memory = f"{peak_memory(runs['exact']):.0f}" if args.device == "cpu" else "-"
+        memory = f"{peak(runs['exact'], args.device):.0f}, {peak(runs['spectral'], args.device):.0f}"
         cells = [", ".join(map(str, layer[:4])), str(layer[4]), f"{best['layer'] * 1e3:.0f}"]
         cells += [f"{best[name] * 1e3:.3g} ({best[name] / best['layer']:.3g})" for name in SETTINGS]
         print(f"| {' | '.join(cells)} | {memory} |")
@@ -151,9 +158,18 @@ def main() -> int:
     kept = []
     print()
     for (name, every), limit in PROMISES.items():
-        kept.append(ratio[name] / every <= limit)
-        print(f"{name}, every={every}: {ratio[name] / every:.3f}, promised {limit}: {verdict(kept[-1])}")
-    print(f"sample 1/8 of 64 channels: the gradient's standard deviation is {noise(1 / 8):.2f} of its norm")
+        cost = ratio[name] / every
+        if args.device == "cpu" and args.batch == 128:
+            kept.append(cost <= limit)
+            print(f"{name}, every={every}: {cost:.3f}, promised {limit}: {verdict(kept[-1])}")
+        else:
+            print(f"{name}, every={every}: {cost:.3f} (promised {limit} for batch 128 on a CPU)")
+    for name in ("sample 1/8", "spectral"):
+        one, eight = (noise(SETTINGS[name], args.device, draws=n, rounds=30) for n in (1, 8))
+        print(
+            f"{name}, 64 channels on 8 x 8: the standard deviation of a gradient is {one:.2f} of the gradient's norm, "
+            f"of the mean of 8 steps {eight:.2g}"
+        )
 
     sizes = (8, 64)
     convs = [nn.Conv2d(128, 128, 3, 1, 1, bias=False, device=args.device) for _ in sizes]
@@ -163,11 +179,11 @@ def main() -> int:
     kept.append(0.9 <= growth <= 1.1)
     print(f"128 channels, map 64 against 8: {growth:.2f}, promised within 10 %: {verdict(kept[-1])}")
 
-    channels = args.dense_channels
-    slowdown = dense_ratio(channels, args.device)
-    kept.append(slowdown >= 100 or channels < 512)
-    promise = f"promised 100: {verdict(kept[-1])}" if channels >= 512 else "100 promised for 512"
-    print(f"dense Gram of {channels} channels on 4 x 4: {slowdown:.0f} times slower, {promise}")
+    if args.dense_channels:
+        slowdown = dense_ratio(args.dense_channels, args.device)
+        kept.append(slowdown >= 100 or args.dense_channels < 512)
+        promise = f"promised 100: {verdict(kept[-1])}" if args.dense_channels >= 512 else "100 promised for 512"
+        print(f"dense Gram of {args.dense_channels} channels on 4 x 4: {slowdown:.0f} times slower, {promise}")
     return int(not all(kept))
 
 

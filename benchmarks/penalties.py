@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from benchmarks.clock import plain_arithmetic, seconds
 from thalweg.regularize import (
     L1,
     L2,
@@ -72,17 +72,6 @@ def contestants(layer: nn.Conv2d, images: Tensor) -> dict[str, Callable[[], Tens
     return runs
 
 
-def seconds(run: Callable[[], Tensor], device: str) -> float:
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    if device != "cpu":
-        torch.accelerator.synchronize()
-    start = clock()
-    run().backward()
-    if device != "cpu":
-        torch.accelerator.synchronize()
-    return clock() - start
-
-
 def main() -> int:
     """Print the table; the exit status says whether the promise is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,7 +79,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=128)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    plain_arithmetic()
 
     times: dict[str, list[list[float]]] = {}  # name -> layer -> rounds
     for channels, filters, size, stride, count in LAYERS:
@@ -98,11 +87,11 @@ def main() -> int:
         images = torch.randn(args.batch, channels, size, size, device=args.device, requires_grad=True)
         runs = contestants(layer, images)
         for name, run in runs.items():
-            seconds(run, args.device)  # the first call allocates
+            run().backward()  # the first call allocates
             times.setdefault(name, []).append([])
         for _ in range(args.rounds):
             for name, run in runs.items():
-                times[name][-1].append(count * seconds(run, args.device))
+                times[name][-1].append(count * seconds(lambda run=run: run().backward(), args.device))
                 layer.weight.grad = images.grad = None
     sums = {name: [sum(row) for row in zip(*rows, strict=True)] for name, rows in times.items()}
     ratio = {
