@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss, nll_loss
 
-from thalweg.curvature import CurvatureOperator
+from thalweg.curvature import CurvatureOperator, decompose
 
 N, CLASSES = 7, 3
 
@@ -465,8 +465,15 @@ def test_an_output_that_is_no_tensor_has_a_hessian_but_no_ggn():
     gradient = flat(torch.autograd.grad(pair_loss(model(x), y), params, create_graph=True), params)
     H = torch.stack([flat(torch.autograd.grad(g, params, retain_graph=True), params) for g in gradient])
     close(CurvatureOperator(model, pair_loss, (x, y)).dense(), H)
-    with pytest.raises(ValueError, match="must return one tensor"):
-        CurvatureOperator(model, pair_loss, (x, y), kind="ggn")
+    whole = CurvatureOperator(model, pair_loss, (x, y))
+    for refused in (
+        lambda: CurvatureOperator(model, pair_loss, (x, y), kind="ggn"),
+        lambda: CurvatureOperator(model, pair_loss, (x, y), kind="remainder"),
+        lambda: whole.with_kind("ggn"),
+        lambda: decompose(whole),
+    ):
+        with pytest.raises(ValueError, match="must return one tensor"):
+            refused()
 
 
 def test_statistics_of_the_batch_when_asked_for():

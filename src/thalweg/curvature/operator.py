@@ -76,9 +76,8 @@ class CurvatureOperator:
         mode: Mode = "refuse",
         memory: int = 2 * 2**30,
     ) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        self.kind, self.loss_fn, self._mode, self._memory = kind, loss_fn, mode, memory
+        _require_kind(kind)
+        self.loss_fn, self._mode, self._memory = loss_fn, mode, memory
         self.model = evaluation_copy(model, mode)
         active = {
             name: param
@@ -108,6 +107,7 @@ class CurvatureOperator:
             whole=mode == "batch",
             forward_only=kind == "ggn",
         )
+        self.kind = self._known(kind)
 
     @property
     def cached(self) -> bool:
@@ -172,10 +172,8 @@ class CurvatureOperator:
 
     def with_kind(self, kind: Kind) -> CurvatureOperator:
         """The same loss, weights and cache seen as another matrix, with a count of its own."""
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         other = copy.copy(self)
-        other.kind, other.products = kind, 0
+        other.kind, other.products = self._known(kind), 0
         return other
 
     def restrict(self, params: Callable[[str], bool]) -> CurvatureOperator:
@@ -207,9 +205,23 @@ class CurvatureOperator:
         """The operator on NumPy arrays, as ``scipy.sparse.linalg.aslinearoperator`` and SciPy's solvers take it."""
         return NumpyOperator(self)
 
+    def _known(self, kind: Kind) -> Kind:
+        _require_kind(kind)
+        if kind != "hessian" and not self._recording.one_tensor:
+            raise ValueError(
+                "the model must return one tensor for a Gauss-Newton matrix and a remainder: the loss is taken as a "
+                "whole, of which only the Hessian is known"
+            )
+        return kind
+
     def _split(self, v: Tensor) -> list[Tensor]:
         parts = torch.split(v, [param.numel() for param in self._params])
         return [part.view(param.shape) for part, param in zip(parts, self._params, strict=True)]
+
+
+def _require_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
 
 
 class NumpyOperator:

@@ -36,6 +36,7 @@ class Recording:
         cached: whether the tapes are kept.
         loss: L.
         outputs: K, numbers that the model returns for a sample.
+        one_tensor: whether it returns one tensor; otherwise the loss is the output.
         bytes_per_sample: activations, by measurement on two samples.
 
     Raises:
@@ -56,9 +57,7 @@ class Recording:
         self.network, self._loss_fn, self._batches = network, loss_fn, batches
         self._gradient: list[Maybe] | None = None
         each, one_tensor = self._probe(whole, "ggn" if forward_only else "hessian")
-        if forward_only and not one_tensor:
-            raise ValueError("the model must return one tensor for a Gauss-Newton matrix: the loss is taken as a whole")
-        self.bytes_per_sample = each
+        self.bytes_per_sample, self.one_tensor = each, one_tensor
         counts = [sample_count(x) for x, _ in batches]
         self.cached = 2 * sum(counts) * each <= memory / 2
         room = memory / 2 / (WORKSPACE * each)
