@@ -16,7 +16,11 @@ __all__ = ["Decomposition", "LayerCurvature", "decompose", "layer_blocks", "laye
 
 
 class Decomposition(NamedTuple):
-    """Spectral norms of H, H_O and H_F, and ``ratio`` = ||H_F|| / ||H_O||."""
+    """Spectral norms of H, H_O and H_F, and ``ratio`` = ||H_F|| / ||H_O||; infinite where H_O is zero.
+
+    >>> Decomposition(hessian=2.0, gauss_newton=1.6, remainder=0.8, ratio=0.5).ratio
+    0.5
+    """
 
     hessian: float
     gauss_newton: float
@@ -25,7 +29,11 @@ class Decomposition(NamedTuple):
 
 
 class LayerCurvature(NamedTuple):
-    """Spectral norms of a layer's diagonal blocks of H_O and H_F: (P, P) for its own P parameters."""
+    """Spectral norms of a layer's diagonal blocks of H_O and H_F: (P, P) for its own P parameters.
+
+    >>> LayerCurvature("fc", parameters=12, gauss_newton=1.5, remainder=0.0).parameters
+    12
+    """
 
     name: str
     parameters: int
@@ -48,7 +56,10 @@ def spectral_norm(op: SymmetricOperator, tol: float = 1e-3) -> float:
 
 
 def decompose(op: CurvatureOperator, tol: float = 1e-3) -> Decomposition:
-    """How much of the curvature is Gauss-Newton, at the weights of ``op``.
+    """How much of the curvature is Gauss-Newton, at the weights of ``op``: three norms to a relative ``tol``.
+
+    Raises:
+        ValueError: a model whose output is no tensor, which has no Gauss-Newton matrix, or a matrix that is not finite.
 
     >>> import torch
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
@@ -77,6 +88,9 @@ def layer_blocks(op: CurvatureOperator) -> dict[str, CurvatureOperator]:
 
 def layer_curvature(op: CurvatureOperator, tol: float = 1e-3) -> list[LayerCurvature]:
     """A row for each layer: how curved the loss is in its own parameters, and what of that is H_F.
+
+    Raises:
+        ValueError: as for `decompose`.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))

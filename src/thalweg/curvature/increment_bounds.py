@@ -46,6 +46,10 @@ class IncrementBounds:
         tight: the same with Taylor's 1/2 and one maximum.
         first_order: with gradients.
         remainder: |l_{k+1} - L_k at θ less its second-order Taylor polynomial at θ*|/(k+1).
+
+    >>> bounds = IncrementBounds(exact=0.2, printed=0.1, tight=0.05, first_order=0.15, remainder=0.1)
+    >>> bounds.exact <= bounds.printed, bounds.exact <= bounds.first_order + bounds.remainder
+    (False, True)
     """
 
     exact: float

@@ -36,7 +36,12 @@ class SymmetricOperator(Protocol):
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues: (k,), eigenvectors: (P, k) and ||H v - λ v||: (k,), the most extreme first."""
+    """Eigenvalues: (k,), eigenvectors: (P, k) and ||H v - λ v||: (k,), the most extreme first.
+
+    >>> values, vectors, residuals = Eigenpairs(torch.tensor([3.0]), torch.tensor([[0.0], [1.0]]), torch.tensor([1e-6]))
+    >>> vectors.shape
+    torch.Size([2, 1])
+    """
 
     values: Tensor
     vectors: Tensor

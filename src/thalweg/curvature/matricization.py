@@ -38,6 +38,12 @@ class Matricization:
         Q: dvec T⁽ᵖ⁾/dvec W⁽ᵖ⁾, (out_p·in_p, numbers in W⁽ᵖ⁾); the identity for linear layers.
         x: the input of the first layer, flattened.
         z: the model's outputs.
+
+    >>> W, one = torch.tensor([[1.0, 2.0]]), torch.eye(1)
+    >>> net = Matricization(("fc",), (W,), (one,), (torch.eye(2),), torch.tensor([3.0, 4.0]), torch.tensor([11.0]))
+    >>> net.output, net.gauss_newton(2 * one)  # A x xᵀ
+    (tensor([11.]), tensor([[18., 24.],
+            [24., 32.]]))
     """
 
     names: tuple[str, ...]

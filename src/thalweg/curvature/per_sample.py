@@ -35,6 +35,10 @@ class PerSampleGGN:
         traces: tr H_O,i: (N,).
         eigenvalues: ascending, (N, K): all that are not zero, and zeros if H_O,i has fewer.
         reduction: "mean" or "sum": how the loss of a batch is made of those of its samples.
+
+    >>> ggn = PerSampleGGN(torch.tensor([4.0]), torch.tensor([7.0]), torch.tensor([[3.0, 4.0]]), "mean")
+    >>> ggn.frobenius.item(), ggn.trace
+    (5.0, 7.0)
     """
 
     norms: Tensor

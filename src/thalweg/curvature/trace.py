@@ -33,6 +33,9 @@ class Estimate(NamedTuple):
 
     Error bars are 99% intervals of Student's t: with few probes, and terms that are not normal, the nominal 95% would
     promise too much.
+
+    >>> Estimate(value=10.0, error=0.5, exact=False).error
+    0.5
     """
 
     value: float

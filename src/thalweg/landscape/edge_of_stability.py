@@ -79,6 +79,9 @@ class SharpnessRow:
         residual: |H v - λ v|: an eigenvalue lies within it.
         threshold: 2 / lr; infinite at lr = 0.
         products: Hessian-vector products spent.
+
+    >>> SharpnessRow(step=0, sharpness=19.0, residual=0.1, threshold=20.0, products=3).ratio
+    0.95
     """
 
     step: int

@@ -38,6 +38,10 @@ class IncrementCurve:
         lower: quantile of the increment over orders at the lower level.
         upper: quantile at the upper level.
         error: standard error of ``mean``; 0 where it is no estimate.
+
+    >>> one = torch.ones(1)
+    >>> IncrementCurve(sizes=one, mean=0.5 * one, lower=0.1 * one, upper=0.9 * one, error=0.05 * one).mean
+    tensor([0.5000])
     """
 
     sizes: Tensor

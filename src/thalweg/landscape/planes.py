@@ -48,6 +48,9 @@ class Plane:
         second: (P,).
         track: (T + 1, 2), where a trajectory's points project to; None for other planes.
         explained: share of the trajectory's variance along either axis; None for other planes.
+
+    >>> Plane(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).point(3.0, 4.0)
+    tensor([3., 4.])
     """
 
     origin: Tensor
@@ -113,6 +116,9 @@ def filter_normalised_plane(model: nn.Module, *, generator: torch.Generator | No
 
 def filter_normalised_direction(model: nn.Module, *, generator: torch.Generator | None = None) -> Tensor:
     """A random direction (P,) whose filters are as long as the model's.
+
+    Raises:
+        ValueError: no trainable parameter, or none that has filters.
 
     >>> layer = nn.Linear(3, 2, bias=False)
     >>> d = filter_normalised_direction(layer).view(2, 3)

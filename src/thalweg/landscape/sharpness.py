@@ -101,7 +101,11 @@ def worst_case_sharpness(
 
 @dataclass(frozen=True)
 class AverageSharpness:
-    """What `average_sharpness` estimated: ``value`` and its standard ``error``."""
+    """What `average_sharpness` estimated: ``value`` and its standard ``error``, two numbers.
+
+    >>> AverageSharpness(value=0.3, error=0.01).value
+    0.3
+    """
 
     value: float
     error: float

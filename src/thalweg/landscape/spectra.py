@@ -21,7 +21,11 @@ __all__ = ["SpectrumGrowth", "spectrum_growth"]
 
 
 class SpectrumGrowth(NamedTuple):
-    """Eigenvalues of H^(k) and their residuals by size: (sizes, k); a residual bounds the distance to an eigenvalue."""
+    """Eigenvalues of H^(k) and their residuals by size: (sizes, k); a residual bounds the distance to an eigenvalue.
+
+    >>> SpectrumGrowth((10, 100), torch.ones(2, 3), torch.zeros(2, 3)).values.shape
+    torch.Size([2, 3])
+    """
 
     sizes: tuple[int, ...]
     values: Tensor

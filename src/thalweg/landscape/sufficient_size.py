@@ -32,6 +32,9 @@ class SufficientSize:
         expected: k* of the expected curve; more than N - 1 means extrapolated.
         confident: k that is sufficient in a share ``confidence`` of all orders; None if N samples do not show one.
         interval: 95 per cent interval of ``confident`` for the finite number of orders; an end is None beyond N - 1.
+
+    >>> SufficientSize(expected=50, confident=57, interval=(56, 58)).confident
+    57
     """
 
     expected: int
