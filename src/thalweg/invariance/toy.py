@@ -108,7 +108,7 @@ class SphereToy:
     def start(self, generator: torch.Generator, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniformly random points of the unit sphere: (*shape, n, 2)."""
         size = (*shape, len(self.alphas), 2)
-        theta = torch.randn(size, generator=generator, dtype=self.alphas.dtype, device=self.alphas.device)
+        theta = torch.randn(size, generator=generator, dtype=self.alphas.dtype, device=generator.device).to(self.alphas)
         unit: Tensor = theta / theta.flatten(-2).norm(dim=-1)[..., None, None]
         return unit
 
@@ -118,7 +118,7 @@ class SphereToy:
         With ``independent`` every group keeps its own norm and has its own ELR: ``elr`` is one number or (…, n).
         """
         dims = (-1,) if independent else (-2, -1)
-        elr = torch.as_tensor(elr, dtype=theta.dtype)
+        elr = torch.as_tensor(elr, dtype=theta.dtype, device=theta.device)
         squared = (theta * theta).sum(dims, keepdim=True)
         lr = (elr.reshape(elr.shape + (1,) * len(dims)) if elr.ndim else elr) * squared
         moved = theta - lr * self.gradient(theta)

@@ -132,6 +132,7 @@ def test_networks_and_stacks_are_the_same_memory() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 @pytest.mark.parametrize("case", CASES)
 def test_an_accelerator_gives_the_same(case: str) -> None:
     device = torch.accelerator.current_accelerator()

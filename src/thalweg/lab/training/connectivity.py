@@ -71,8 +71,9 @@ def path_losses(
 
 def _packed(work: Task, weights: Sequence[Tensor]) -> list[Tensor]:
     """One vector for each scale group."""
+    device = work.batches.inputs.device  # those of a checkpoint lie on the CPU
     flat = iter(weights)
-    return [torch.cat([next(flat).detach().flatten() for _ in group.names]) for group in work.groups]
+    return [torch.cat([next(flat).detach().flatten().to(device) for _ in group.names]) for group in work.groups]
 
 
 def _put(work: Task, vectors: Sequence[Tensor]) -> None:
