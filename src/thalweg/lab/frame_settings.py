@@ -8,9 +8,9 @@ from pydantic import Field
 
 from thalweg.lab.experiment import Settings
 
-__all__ = ["CIFAR", "INITS", "METHODS", "FrameSettings", "Init", "Method"]
+__all__ = ["CIFAR", "FRAMES", "INITS", "METHODS", "TIGHT", "FrameSettings", "Init", "Method"]
 
-Method = Literal["none", "mhe", "so", "srip", "ocnn", "frame", "spectral"]
+Method = Literal["none", "mhe", "so", "srip", "ocnn", "frame", "polyak", "spectral"]
 Init = Literal["he", "frame"]
 
 METHODS = {
@@ -20,8 +20,12 @@ METHODS = {
     "srip": "SRIP",
     "ocnn": "OCNN",
     "frame": "frame",
+    "polyak": "frame, own step",
     "spectral": "frame, spectral form",
 }
+
+FRAMES = ("frame", "polyak", "spectral")  # the penalties that are to replace weight decay
+TIGHT = ("frame", "polyak")  # of them, the seed's form, which needs tight frames to start from
 
 INITS = {"he": "He", "frame": "tight frames"}
 

@@ -37,11 +37,12 @@ def test_every_method_has_the_coefficient_of_its_recipe() -> None:
         "srip": SRIP,
         "ocnn": ConvOrthogonality,
         "frame": FrameRegularizer,
+        "polyak": FrameRegularizer,
         "spectral": FrameRegularizer,
     }
     assert {m: type(term) for m, term in made.items()} == kinds
     found: dict[str, Any] = {m: term.coefficient for m, term in made.items() if term is not None}  # type: ignore[union-attr]
-    assert found == {"mhe": 1.0, "so": 1e-2, "srip": 1e-2, "ocnn": 0.1, "frame": 0.03, "spectral": 1.0}
+    assert found == {"mhe": 1.0, "so": 1e-2, "srip": 1e-2, "ocnn": 0.1, "frame": 0.03, "polyak": 1.0, "spectral": 1.0}
     model = network(settings(), 1, 10, draw)
     frame: Any = made["frame"]
     assert {row.layer for row in frame.prepare(model, torch.zeros(1, 1, 8, 8)).per_layer(model).skipped} >= {
@@ -49,10 +50,9 @@ def test_every_method_has_the_coefficient_of_its_recipe() -> None:
     }
     ocnn: Any = made["ocnn"]
     assert "stem.weight" in {row.layer for row in ocnn.per_layer(model).skipped}
-    whole: Any = penalty(settings(classifier=True), "frame", 1, draw)
-    assert "last.weight" in {
-        row.layer for row in whole.prepare(model, torch.zeros(1, 1, 8, 8)).per_layer(model).regularized
-    }
+    for whole in (penalty(settings(classifier=True), "frame", 1, draw), made["polyak"]):
+        regularized: Any = whole.prepare(model, torch.zeros(1, 1, 8, 8)).per_layer(model).regularized  # type: ignore[union-attr]
+        assert "last.weight" in {row.layer for row in regularized}
     assert penalty(settings(coefficient=0.5), "so", 1, draw).coefficient == 0.5  # type: ignore[union-attr]
 
 
@@ -86,19 +86,18 @@ def stepped(attach: Any, penalized: Any = None) -> list[torch.Tensor]:
 
 
 def test_an_attached_penalty_is_the_same_as_one_in_the_loss() -> None:
-    attached = stepped(lambda model, optimizer: _Attached(SoftOrthogonality(0.1), model, optimizer, decoupled=False))
+    attached = stepped(lambda model, optimizer: _Attached(SoftOrthogonality(0.1), model, optimizer, own_step=None))
     inside = stepped(None, SoftOrthogonality(0.1))
     for a, b in zip(attached, inside, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)  # float64: sums in another order
     assert not torch.allclose(attached[0], stepped(None)[0])
 
 
-def test_a_decoupled_penalty_steps_past_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification, "SPECTRAL_STEP", 0.5)
+def test_a_decoupled_penalty_steps_past_momentum() -> None:
     model, _, _ = data()
     optimizer = SGD(model.parameters(), 0.0, momentum=0.9)
     before = [p.detach().clone() for p in model.parameters()]
-    _Attached(L2(0.1), model, optimizer, decoupled=True)
+    _Attached(L2(0.1), model, optimizer, own_step=0.5)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -111,7 +110,7 @@ def test_clipping_bounds_the_penaltys_gradient_by_the_weights_norm() -> None:
     model, _, _ = data()
     optimizer = SGD(model.parameters(), 1.0)
     before = [p.detach().clone() for p in model.parameters()]
-    _Attached(SoftOrthogonality(1e3), model, optimizer, decoupled=False, clip=0.5)
+    _Attached(SoftOrthogonality(1e3), model, optimizer, own_step=None, clip=0.5)
     optimizer.step()
     for old, p in zip(before, model.parameters(), strict=True):
         moved = float((p.detach() - old).norm() / old.norm())
@@ -144,7 +143,7 @@ def test_what_a_run_measures(lab: Path) -> None:
     assert rows[-1]["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi / 2)) / 2)
 
 
-@pytest.mark.parametrize("method", ["srip", "spectral"])
+@pytest.mark.parametrize("method", ["srip", "polyak", "spectral"])
 def test_a_run_goes_on_bit_for_bit(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """The penalties that draw: their generator, step count and power vectors are in the checkpoint."""
     words = ["epochs=2", f"method={method}", "init=he"]

@@ -11,13 +11,15 @@ ocnn        0.1, squared norms, not the stem                  the default of the
 frame       γ = 0.36 / width of the stem, exact borders,      ours: the slides give neither A, B nor γ; the
             all layers but the classifier, gradient           gradient grows with width and is cubic in the
             clipped to the norm of each weight                weights: without clipping some runs diverge
+polyak      Polyak's step of its own after every step,        ours: the same penalty, whose strength no longer
+            all layers                                        fades with the learning rate
 spectral    a step of 0.2 of its own after every step         ours: the form is not in the seed
 ==========  ================================================  ==================================================
 
 The frame penalty leaves the classifier to the loss unless ``classifier`` says otherwise: cross-entropy pulls at its
 scale, which no normalization hides, and a hinge gives way. With γ = .01, .03 and .1 its λ_max ended at 3.2, 2.7 and 2.3
-for B = 2, while all convolutions were inside from .03 on. The spectral form acts on it too: its own step stays constant
-while the learning rate falls.
+for B = 2, while all convolutions were inside from .03 on. Penalties with steps of their own act on it too: these stay
+constant while the learning rate falls.
 
 The optimizer is SGD with Nesterov's momentum and a cosine schedule by epoch. A penalty that is part of the loss adds
 its gradient before the optimizer's step, so that the recorded training loss is the cross-entropy alone.
@@ -62,7 +64,7 @@ __all__ = ["network", "penalty", "train_regularized"]
 EVALUATED = 1000  # images at once
 SRIP_EPOCHS = 200  # of the training that SRIP's schedule is published for
 MIRRORED = ("cifar10", "cifar100")  # sets whose images may be flipped: not digits
-SPECTRAL_STEP = 0.2
+OWN_STEP = {"polyak": 1.0, "spectral": 0.2}  # of the methods that act past the optimizer
 CLIP = 1.0  # of the frame penalty's gradient in each weight, as a share of the weight's norm
 
 
@@ -116,7 +118,7 @@ def train_regularized(
     if term is not None:
         term.prepare(model, images[:1])
         clip = CLIP if method == "frame" else math.inf
-        rules.append(_Attached(term, model, optimizer, decoupled=method == "spectral", clip=clip))
+        rules.append(_Attached(term, model, optimizer, own_step=OWN_STEP.get(method), clip=clip))
 
     def measure(epoch: int) -> Mapping[str, float]:
         row = {**_test(model, tests, answers), "norm": _norm(model), "coherence": coherence(model)}
@@ -174,6 +176,8 @@ def penalty(config: Any, method: Method, steps: int, generator: torch.Generator)
     if method == "frame":
         exclude = () if config.classifier else "last"
         return FrameRegularizer(config.lower, config.upper, of(0.36 / config.width), exclude=exclude)
+    if method == "polyak":
+        return FrameRegularizer(config.lower, config.upper, of(1.0))
     if method == "spectral":
         return FrameRegularizer(config.lower, config.upper, of(1.0), form="spectral", generator=generator)
     return None
@@ -183,7 +187,7 @@ class _Attached:
     """A penalty that acts at every step of an optimizer; as a rule of `fit` it is part of the checkpoint."""
 
     def __init__(
-        self, term: Penalty, model: nn.Module, optimizer: Optimizer, *, decoupled: bool, clip: float = math.inf
+        self, term: Penalty, model: nn.Module, optimizer: Optimizer, *, own_step: float | None, clip: float = math.inf
     ) -> None:
         self.term = term
 
@@ -200,11 +204,11 @@ class _Attached:
                     param.grad = gradient if param.grad is None else param.grad.add_(gradient)
 
         def after(*_: object) -> None:
-            if decoupled:
-                term.step_(model, SPECTRAL_STEP)
+            if own_step is not None:
+                term.step_(model, own_step)
             term.advance()
 
-        if not decoupled:
+        if own_step is None:
             optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
 
