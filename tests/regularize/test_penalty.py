@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from thalweg.operators import LayerOperator
 from thalweg.regularize import (
     L1,
     L2,
@@ -17,6 +18,7 @@ from thalweg.regularize import (
     LayerPenalty,
     PenaltySum,
     SoftOrthogonality,
+    frame_report,
     ramp,
     soft_orthogonality,
 )
@@ -147,6 +149,21 @@ def test_parametrized_weights_are_read_as_the_layer_applies_them():
     before = original.original0.detach().clone()
     SoftOrthogonality(1.0).step_(model, 0.01)
     assert not torch.equal(original.original0, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_computed_by_a_deprecated_hook_are_named(wrap):
+    model = nn.Sequential(wrap(nn.Linear(4, 3)), nn.Linear(3, 2))
+    notes = {row.layer: row.note for row in SoftOrthogonality().per_layer(model).skipped}
+    report = {row.name: row.note for row in frame_report(model, (4,)).skipped}
+    for name, param in model[0].named_parameters():
+        if name != "bias":
+            assert "computed by a hook, a deprecated form: use torch.nn.utils.parametrizations" in notes[f"0.{name}"]
+            assert param.ndim < 2 or report[f"0.{name}"] == notes[f"0.{name}"]
+    x = torch.randn(4, generator=torch.Generator().manual_seed(0))
+    y = model[0](x)
+    torch.testing.assert_close(LayerOperator.of(model[0]).matvec(x) + model[0].bias, y)
 
 
 def test_a_table_does_not_move_the_power_iteration_of_a_spectral_norm():

@@ -17,7 +17,8 @@ def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
     ``getattr`` alone is wrong after `torch.nn.utils.prune`, whose masked weight is as old as the last forward pass.
 
     Args:
-        module: plain, parametrized or pruned.
+        module: plain, parametrized or pruned. With the deprecated hook forms of weight_norm and spectral_norm the
+            weight is as old as the last forward pass.
         name: of one of its weights.
 
     Raises:
@@ -31,9 +32,8 @@ def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
     >>> applied_weight(layer).tolist()
     [[3.0, 0.0]]
     """
-    original = module._parameters.get(f"{name}_orig")
-    if original is not None:
-        mask: Tensor = getattr(module, f"{name}_mask")
+    original, mask = module._parameters.get(f"{name}_orig"), module._buffers.get(f"{name}_mask")
+    if original is not None and mask is not None:
         return original * mask.to(original.dtype)
     weight: Tensor = getattr(module, name)
     if isinstance(weight, nn.parameter.UninitializedParameter):

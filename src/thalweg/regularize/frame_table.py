@@ -153,9 +153,7 @@ def frame_report(
 
 def _reason(layer: Layer, shapes: InputShapes) -> str:
     """Why a weight has no frame bounds here; "" if it has."""
-    reason = unsupported(layer.module)
-    if not reason and layer.tensor != "weight":
-        reason = "not the weight of its layer"
+    reason = unsupported(layer.module) or layer.not_the_weight
     if not reason and layer.name in shapes.unused:
         reason = "the forward pass did not reach it"
     if not reason and layer.weight.is_complex():

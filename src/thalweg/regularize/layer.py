@@ -47,6 +47,15 @@ class Layer:
         return bool(pattern.match(self.name) or pattern.match(self.path))
 
     @property
+    def not_the_weight(self) -> str:
+        """Why this tensor is no matrix that the layer applies; "" if it is one."""
+        if self.tensor == "weight":
+            return ""
+        if self.tensor in ("weight_orig", "weight_g", "weight_v"):
+            return "its layer's weight is computed by a hook, a deprecated form: use torch.nn.utils.parametrizations"
+        return "not the weight of its layer"
+
+    @property
     def weight(self) -> Tensor:
         """The weight as the module applies it, in float32 or wider."""
         weight = applied_weight(self.module, self.tensor)

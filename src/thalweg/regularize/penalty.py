@@ -350,8 +350,8 @@ class LayerPenalty(Penalty):
         """Why a weight is left out; "" if it is not."""
         if not isinstance(layer.module, self.types):
             return f"{type(layer.module).__name__} is not among the types of this penalty"
-        if not self.ALL_TENSORS and layer.tensor != "weight":
-            return "not the weight of its layer"
+        if not self.ALL_TENSORS and layer.not_the_weight:
+            return layer.not_the_weight
         if not self.ALL_TENSORS and layer.weight.ndim < 2:
             return "not a matrix: it has fewer than two dimensions"
         if not any(layer.matches(pattern) for pattern in self.include.values()):
