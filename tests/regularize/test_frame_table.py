@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from thalweg.regularize import frame_report
+from thalweg.regularize import SoftOrthogonality, frame_report
 
 IMAGE = (3, 6, 6)
 
@@ -70,6 +70,16 @@ def test_a_layer_used_at_two_sizes_says_so():
     with pytest.warns(UserWarning, match="used at several sizes"):
         report = frame_report(nn.Sequential(conv, conv), IMAGE)
     assert "used on maps of several sizes, (3, 6, 6), (3, 4, 4); this is the first" in report[0].note
+
+
+def test_a_weight_that_is_a_buffer_is_frozen_not_forgotten():
+    layer = nn.Linear(3, 3, bias=False)
+    del layer.weight
+    layer.register_buffer("weight", torch.eye(3))
+    row = frame_report(layer, (3,))[0]
+    assert (row.lambda_min, row.lambda_max, row.note) == (1.0, 1.0, "frozen")
+    table = SoftOrthogonality().per_layer(nn.Sequential(layer, nn.Linear(3, 3)))
+    assert table[0].note.startswith("frozen")
 
 
 def test_errors():

@@ -106,6 +106,9 @@ def weights_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Itera
         if parametrize.is_parametrized(module):
             for tensor, originals in module.parametrizations.items():
                 yield Layer(name, module, tensor, shape, final), tuple(originals.parameters())
+        constant = module._buffers.get("weight")
+        if constant is not None:
+            yield Layer(name, module, "weight", shape, final), (constant,)
         for tensor, param in module._parameters.items():
             if param is not None:
                 pruned = tensor.endswith("_orig") and hasattr(module, tensor.removesuffix("_orig") + "_mask")
