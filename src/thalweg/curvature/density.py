@@ -64,7 +64,7 @@ class SpectralDensity:
             moved = self.nodes - self._mean(self.nodes)
             spread = self._mean(moved.square())
             unexplained = unexplained - (self._mean(moved * values) / spread if spread else 0.0) * moved
-        _, error = error_bar((self.weights * unexplained).sum(1))
+        _, error = error_bar((self.weights * unexplained).sum(1), fitted=2 if self.normalized else 1)  # E f, and β
         return Estimate(float(f(self.outliers).sum()) / self.size + share * mean, share * error, not share)
 
     def _mean(self, values: Tensor) -> float:
