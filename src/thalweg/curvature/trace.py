@@ -126,7 +126,7 @@ def error_bar(terms: Tensor, *, fitted: int = 1) -> tuple[float, float]:
 
 
 def _t99(nu: int) -> float:
-    """0.995 quantile of Student's t (Abramowitz, Stegun 26.7.5): to 4% for 2 degrees of freedom, 1% for 3, 0.1% from 6."""
+    """0.995 quantile of Student's t (Abramowitz, Stegun 26.7.5), off by 4% at 2 degrees of freedom, 1% at 3."""
     z = 2.5758293
     terms = (
         z,
