@@ -203,3 +203,21 @@ def test_no_warning_of_collapse_in_the_spectral_form():
 def test_a_margin_without_room_is_refused():
     with pytest.raises(ValueError, match="margin"):
         FrameRegularizer(0.9, 1.0, form="spectral")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_on_an_accelerator():
+    """The same draws of a generator on the CPU: the same step, up to the order of float64 sums."""
+    weights = []
+    for device in ("cpu", torch.accelerator.current_accelerator()):
+        conv = nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64)
+        with torch.no_grad():
+            conv.weight.normal_(0, 0.3, generator=draw(5))
+        conv.to(device)
+        sample = torch.zeros(1, 6, 8, 8, dtype=torch.float64, device=device)
+        penalty = FrameRegularizer(A, B, form="spectral", generator=draw(6)).prepare(conv, sample)
+        for _ in range(3):
+            penalty.step_(conv, lr=0.1)
+        weights.append(conv.weight.detach().cpu())
+    torch.testing.assert_close(*weights, rtol=1e-9, atol=1e-12)

@@ -124,7 +124,7 @@ class FrameRegularizer(LayerPenalty):
     channels at each step: unbiased but noisy; eight steps draw all of them, and their mean has no noise).
 
     Decoupled, ``step_(model, 1.0)`` after every step of the optimizer, the Gershgorin form makes Polyak's step in each
-    layer, with a coefficient of 1: no constant depends on the layers.
+    layer, with a coefficient of 1: no constant depends on the layers. ``every`` and ``sample`` weaken it too far.
 
     Convolutions need the sizes of their maps: call ``prepare(model, sample)`` once.
 
