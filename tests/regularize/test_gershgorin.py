@@ -181,6 +181,7 @@ def test_a_second_derivative_is_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_on_an_accelerator():
     device = torch.accelerator.current_accelerator()
     K = torch.randn(6, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
