@@ -65,9 +65,9 @@ class Config(FrameSettings):
 PRESETS = {
     "quick": Preset("25 s", 3, {"epochs": 10}, {"network": ("plain8",), "data": ("digits",)}),
     "laptop": Preset(
-        "30 min, estimated",
+        "15 min, estimated",
         3,
-        {**CIFAR, "width": 16, "augment": True, "epochs": 30},
+        {**CIFAR, "width": 16, "augment": True, "epochs": 15},
         {"network": ("resnet8",), "data": ("cifar10",)},
     ),
     "paper": Preset("GPU weeks, estimated", 3, {"width": 64, "augment": True, "epochs": 200}),

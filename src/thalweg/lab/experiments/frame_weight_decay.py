@@ -41,7 +41,7 @@ class Config(FrameSettings):
 
 PRESETS = {
     "quick": Preset("70 s", 5, {"epochs": 20}),
-    "laptop": Preset("20 min, estimated", 5, {**CIFAR, "augment": True, "epochs": 20}),
+    "laptop": Preset("15 min, estimated", 5, {**CIFAR, "augment": True, "epochs": 12}),
     "paper": Preset(
         "GPU days, estimated",
         3,

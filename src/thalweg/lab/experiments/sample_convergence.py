@@ -65,9 +65,9 @@ PRESETS = {
         {"samples": 4000, "pooling": "max", "batch": 32},
         {
             "data": ("mnist", "fashion-mnist", "cifar10"),
-            "layers": (1, 2, 3, 4, 5),
+            "layers": (1, 3, 5),
             "kernel": (1, 3, 5),
-            "filters": (4, 8, 16, 32),
+            "filters": (4, 16, 64),
         },
     ),
     "paper": Preset(
