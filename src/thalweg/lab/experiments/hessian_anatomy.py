@@ -24,7 +24,7 @@ from thalweg.lab.trial import Log, Trial
 
 SOURCE = "seed 003, decomposition of the Hessian; convolutions as linear operators"
 TITLE = "The Hessian over training: Gauss-Newton and remainder, spectrum, trace"
-VERSION = 1
+VERSION = 2
 SWEEP: dict[str, tuple[Any, ...]] = {"network": ("conv2d", "conv1d", "mlp")}
 MUCH_LESS = 0.1  # what "<<" is taken to mean
 
