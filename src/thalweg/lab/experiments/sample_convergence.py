@@ -67,7 +67,7 @@ PRESETS = {
             "data": ("mnist", "fashion-mnist", "cifar10"),
             "layers": (1, 3, 5),
             "kernel": (1, 3, 5),
-            "filters": (4, 16, 64),
+            "filters": (4, 16, 32),
         },
     ),
     "paper": Preset(
