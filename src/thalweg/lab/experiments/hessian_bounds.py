@@ -85,7 +85,7 @@ class Config(LandscapeSettings):
 PRESETS = {
     "quick": Preset("50 s", 3, {"samples": 1000, "batch": 32}),
     "laptop": Preset(
-        "20 min, estimated",
+        "5 min",
         3,
         {"data": "mnist", "samples": 5000, "points": 16},
         {
