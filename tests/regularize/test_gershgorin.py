@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.frame import frame_penalty
-from thalweg.regularize.gershgorin import circles, taps_of_kernel
 from thalweg.regularize.row_types import axis_rows, axis_shapes, make_plan, pixels_read
 
 A, B = 0.5, 2.0

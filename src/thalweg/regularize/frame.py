@@ -6,12 +6,9 @@ r"""The frame regularizer of seed 002: keep the eigenvalues of every layer's Gra
 ``form="spectral"`` puts the same hinge on the eigenvalues themselves (`thalweg.regularize.spectral`): beyond the seed.
 
 The gradient of the seed's penalty grows with width, and a step that is harmless to one layer throws another away. Its
-decoupled step needs no such constant, because the least value is known, R = 0: it is Polyak's step, for each layer
-
-    W <- W - η R / |∇R|² ∇R,   0 < η < 2          B. T. Polyak, Introduction to Optimization, 1987, section 5.3.2
-
-which halves the violation of a single squared hinge at η = 1, whatever the layer. (Signs of entries v_ij that dance
-around 0 lengthen ∇R and shorten the step: wide layers move slowly.)
+decoupled step needs no such constant, because the least value is known, R = 0: it is Polyak's, for each layer
+(`thalweg.regularize.polyak`). Signs of entries v_ij that dance around 0 lengthen ∇R and shorten it: wide layers move
+slowly.
 
 What the slides leave open, and what is done here:
 
@@ -21,99 +18,40 @@ What the slides leave open, and what is done here:
 - Diagonal dominance is sufficient, not necessary, and the gap grows with width: from He's initialization the seed's
   penalty shrinks the weights instead of building a frame, because W = 0 is a stationary point with R = A². Start from
   `frame_init_`, or use the spectral form; a start that would collapse is warned of.
-- Convolutions are block-Toeplitz with borders, which `thalweg.regularize.gershgorin` sums exactly;
+- Convolutions are block-Toeplitz with borders, which `thalweg.regularize.circles` sums exactly;
   ``boundary="interior"`` leaves borders out: an upper estimate on small maps (1.7 times R on 8 x 8, 3.7 on 4 x 4).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.operators import LayerOperator
-from thalweg.regularize.gershgorin import circles, gershgorin_penalty, taps_of_kernel
+from thalweg.regularize.collapse import radius_ratio, warn_of_collapse
+from thalweg.regularize.gershgorin import frame_penalty, gershgorin_penalty
 from thalweg.regularize.gram import (
     BOUNDARIES,
     Boundary,
     GramSide,
     LayerMap,
     Side,
+    check_bounds,
     gram_side,
-    grouped_kernel,
     unsupported,
 )
 from thalweg.regularize.layer import CONVOLUTIONS, Layer
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
 from thalweg.regularize.penalty_table import PenaltyTable
-from thalweg.regularize.row_types import make_plan, pixels_read
-from thalweg.regularize.spectral import probe_penalty, start_vector, step_factor
+from thalweg.regularize.polyak import polyak_step_
+from thalweg.regularize.probing import layer_estimate, layer_factor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["FrameRegularizer", "frame_penalty"]
-
-DOMINANCE = 3.0  # mean radius over mean diagonal beyond which minimization was seen to collapse (4.4 did, 3.1 did not)
-
-
-def frame_penalty(
-    weight: Tensor,
-    input_shape: Sequence[int] | None = None,
-    *,
-    lower: float,
-    upper: float,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    circular: bool = False,
-    side: Side = "auto",
-    boundary: Boundary = "exact",
-    rows: Tensor | None = None,
-) -> Tensor:
-    r"""R(W) of seed 002 (slide 10, with j ≠ i) for a dense layer or a convolution, once differentiable in ``weight``.
-
-    Args:
-        weight: (m, n), or (out, in / groups, taps…) with one to three axes of taps.
-        input_shape: (in, map…) of a convolution, without the batch axis; ``boundary="interior"`` can do without.
-        lower: A >= 0.
-        upper: B >= A.
-        stride: of the convolution, as for ``torch.nn.Conv2d``.
-        padding: likewise; numbers, "same" or "valid".
-        dilation: likewise.
-        groups: likewise.
-        circular: circular padding instead of zeros.
-        side: which Gram matrix: "col" is WᵀW, "row" WWᵀ; see `gram_side` for the others.
-        boundary: "exact", or "interior" as if the map had no borders.
-        rows: indices of the row channels, within their group, to average over (inputs for "col", outputs for "row"): a
-            uniform sample gives an unbiased estimate of R. None is all of them.
-
-    Returns:
-        R: a scalar; zero if ``side="skip"`` leaves the layer out.
-
-    Raises:
-        ValueError: bounds out of order, an unknown option, shapes that do not fit, or no map where one is needed.
-
-    >>> frame_penalty(torch.tensor([[2.0, 0.0], [0.0, 0.5]]), lower=1.0, upper=2.0)  # v = 4 and 1/4: (2² + (3/4)²) / 2
-    tensor(2.2812)
-    >>> K = torch.zeros(1, 1, 3, 3)
-    >>> K[0, 0, 1, 1] = 1.0  # the identity, on any map
-    >>> frame_penalty(K, (1, 4, 4), padding=1, lower=1.0, upper=1.0)
-    tensor(0.)
-    """
-    _check_bounds(lower, upper)
-    layer_map = LayerMap.of(weight, input_shape, stride, padding, dilation, groups, circular, boundary)
-    choice = layer_map.gram_side(side)
-    if not choice.gram:
-        return 0.0 * weight.sum()
-    bound = lower if choice.bounded_below else -torch.inf
-    return gershgorin_penalty(grouped_kernel(weight, groups), layer_map.axes, choice.gram, bound, upper, rows)
 
 
 class FrameRegularizer(LayerPenalty):
@@ -169,7 +107,7 @@ class FrameRegularizer(LayerPenalty):
         **options: Unpack[PenaltyOptions],
     ) -> None:
         super().__init__(coefficient, **options)
-        _check_bounds(lower, upper)
+        check_bounds(lower, upper)
         gram_side(1, 1, side)
         if form not in ("gershgorin", "spectral") or boundary not in BOUNDARIES:
             raise ValueError(
@@ -191,12 +129,12 @@ class FrameRegularizer(LayerPenalty):
 
     def forward(self, model: nn.Module) -> Tensor:
         if not torch.compiler.is_compiling():
-            self._check_start(model)
+            self._check_start(model, 4)  # past Module.__call__
         return super().forward(model)
 
     def value(self, layer: Layer) -> Tensor:
         if self.form == "spectral":
-            return self._spectral_value(layer, *self._aim())
+            return self._spectral_value(layer)
         return self._gershgorin_value(layer, self.lower, self.upper)
 
     def step_(self, model: nn.Module, lr: float) -> None:
@@ -214,24 +152,17 @@ class FrameRegularizer(LayerPenalty):
             super().step_(model, lr)
             return
         aim = self._aim()
-        self._check_start(model)
+        self._check_start(model, 2)
         if not self._due:
             return
         for layer in self.layers(model):
             params = [param for param in layer.module.parameters() if param.requires_grad]
             with torch.enable_grad(), torch.autocast(device_type=params[0].device.type, enabled=False):
                 value = self._gershgorin_value(layer, *aim)
-            gradients = torch.autograd.grad(value, params, allow_unused=True)
-            with torch.no_grad():
-                moves = [(p, dp) for p, dp in zip(params, gradients, strict=True) if dp is not None]
-                squares = torch.stack([dp.square().sum() for _, dp in moves]).sum()
-                size = lr * self.coefficient * self.schedule(self.step) * torch.where(squares > 0, value / squares, 0)
-                for param, gradient in moves:
-                    param.sub_(size.to(param.dtype) * gradient)
+            polyak_step_(value, params, lr * self.coefficient * self.schedule(self.step))
 
     def _gershgorin_value(self, layer: Layer, lower: float, upper: float) -> Tensor:
-        layer_map = self._map(layer)
-        side = layer_map.gram_side(self.side)
+        layer_map, side = self._geometry(layer)
         kernel, rows = layer.kernel, None
         if self.sample < 1:
             rows = self._draw(layer.path, kernel.shape[1 if side.gram == "row" else 2], kernel.device)
@@ -258,18 +189,16 @@ class FrameRegularizer(LayerPenalty):
             and self.input_shapes
         ):
             return "its input map is unknown: the forward pass of prepare() did not reach it"
-        side = self._gram(layer)
+        _, side = self._geometry(layer)
         return "" if side.gram else side.note
 
     def note(self, layer: Layer) -> str:
-        return self._gram(layer).note
+        return self._geometry(layer)[1].note
 
     def factor(self, layer: Layer) -> float:
         if self.form != "spectral":
             return 1.0
-        layer_map = self._map(layer)
-        channels, positions = self._rows(layer_map)
-        return layer_map.groups * step_factor(channels, positions, self._probes(layer_map))
+        return layer_factor(*self._geometry(layer), self.probes)
 
     def per_layer(self, model: nn.Module) -> PenaltyTable:
         kept = self.sample, dict(self._vectors)
@@ -292,41 +221,20 @@ class FrameRegularizer(LayerPenalty):
     def _needs_map(self) -> bool:
         return self.form == "spectral" or self.boundary == "exact"
 
-    def _map(self, layer: Layer) -> LayerMap:
+    def _geometry(self, layer: Layer) -> tuple[LayerMap, GramSide]:
         boundary = "exact" if self.form == "spectral" else self.boundary
-        return LayerMap.of_module(layer.module, layer.weight, layer.input_shape, boundary)
+        layer_map = LayerMap.of_module(layer.module, layer.weight, layer.input_shape, boundary)
+        return layer_map, layer_map.gram_side(self.side)
 
-    def _gram(self, layer: Layer) -> GramSide:
-        return self._map(layer).gram_side(self.side)
-
-    def _rows(self, layer_map: LayerMap) -> tuple[int, int]:
-        """Row channels of a group, and positions of the Gram matrix."""
-        if layer_map.gram_side(self.side).gram == "row":
-            return layer_map.channels[0], prod(axis.outputs for axis in layer_map.axes)
-        return layer_map.channels[1], prod(pixels_read(axis) for axis in layer_map.axes)
-
-    def _probes(self, layer_map: LayerMap) -> int:
-        channels, positions = self._rows(layer_map)
-        return min(self.probes, math.ceil(2 * channels / positions))
-
-    def _spectral_value(self, layer: Layer, lower: float, upper: float) -> Tensor:
-        layer_map = self._map(layer)
-        side = layer_map.gram_side(self.side)
-        if not side.bounded_below:
-            lower = -math.inf
-        weight = layer.weight
-        shape = layer.input_shape if isinstance(layer.module, CONVOLUTIONS) else None
-        operator = LayerOperator.of(layer.module, shape, weight=weight)
-        vector = self._vectors.get(layer.path)
-        if vector is None or vector.shape != (operator.output_shape if side.gram == "row" else operator.input_shape):
-            vector = start_vector(operator, gram=side.gram, generator=self.generator)
-        value, largest, vector = probe_penalty(
-            operator,
-            vector.to(weight),
+    def _spectral_value(self, layer: Layer) -> Tensor:
+        lower, upper = self._aim()
+        value, largest, vector = layer_estimate(
+            layer,
+            *self._geometry(layer),
             lower=lower,
             upper=upper,
-            gram=side.gram,
-            probes=self._probes(layer_map),
+            probes=self.probes,
+            vector=self._vectors.get(layer.path),
             generator=self.generator,
         )
         if 0 < largest < math.inf:
@@ -344,40 +252,14 @@ class FrameRegularizer(LayerPenalty):
             )
         return lower, upper
 
-    def _check_start(self, model: nn.Module) -> None:
-        if not self._start_checked:
-            self._start_checked = True
-            if self.form == "gershgorin":
-                self._warn_of_collapse(model)
-
-    @torch.no_grad()
-    def _warn_of_collapse(self, model: nn.Module) -> None:
-        found = []
-        for layer in self.layers(model):
-            if self._gram(layer).bounded_below and self.lower > 0:
-                ratio = self._dominance(layer)
-                if ratio > DOMINANCE:
-                    found.append((ratio, layer.path))
-        if found:
-            ratio, path = max(found)
-            warnings.warn(
-                f"the Gershgorin form will shrink {len(found)} layer(s) toward zero instead of building a frame: in "
-                f"{path} the off-diagonal sums of the Gram matrix are {ratio:.3g} times its diagonal on average (above "
-                f"{DOMINANCE:g} that was seen to happen); start from frame_init_(model, {self.lower}, {self.upper}) or "
-                "use form='spectral'",
-                stacklevel=5,  # past Module.__call__
-            )
-
-    def _dominance(self, layer: Layer) -> float:
-        """Mean Gershgorin radius over mean diagonal entry."""
-        gram = self._gram(layer).gram
-        plan = make_plan(self._map(layer).axes, gram)
-        S, v, _ = circles(taps_of_kernel(layer.kernel, gram), plan)
-        share = plan.share.to(S)[:, None, None]
-        diagonal = float((share * v).sum())
-        return float((share * (S - v)).sum()) / diagonal if diagonal else 0.0
-
-
-def _check_bounds(lower: float, upper: float) -> None:
-    if not 0 <= lower <= upper:
-        raise ValueError(f"the frame bounds must satisfy 0 <= A <= B, got A={lower} and B={upper}")
+    def _check_start(self, model: nn.Module, stacklevel: int) -> None:
+        if self._start_checked:
+            return
+        self._start_checked = True
+        ratios = {}
+        if self.form == "gershgorin" and self.lower > 0:
+            for layer in self.layers(model):
+                layer_map, side = self._geometry(layer)
+                if side.bounded_below:
+                    ratios[layer.path] = radius_ratio(layer.kernel, layer_map.axes, side.gram)
+        warn_of_collapse(ratios, self.lower, self.upper, stacklevel=stacklevel + 1)

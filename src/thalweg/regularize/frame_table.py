@@ -23,7 +23,8 @@ from thalweg.operators import (
     negligible,
 )
 from thalweg.operators.weights import at_rest
-from thalweg.regularize.gershgorin import circle_hinge, circles, taps_of_kernel
+from thalweg.regularize.circles import circles, taps_of_kernel
+from thalweg.regularize.gershgorin import circle_hinge
 from thalweg.regularize.gram import LayerMap, Side, grouped_kernel, unsupported
 from thalweg.regularize.layer import Layer, weights_of
 from thalweg.regularize.row_types import make_plan

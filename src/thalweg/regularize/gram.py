@@ -76,6 +76,12 @@ def gram_side(m: int, n: int, side: Side = "auto", *, read: int | None = None) -
     return GramSide("row", True, f"{rank}; WWᵀ is bounded")
 
 
+def check_bounds(lower: float, upper: float) -> None:
+    """Refuse frame bounds that no matrix has."""
+    if not 0 <= lower <= upper:
+        raise ValueError(f"the frame bounds must satisfy 0 <= A <= B, got A={lower} and B={upper}")
+
+
 @dataclass(frozen=True)
 class LayerMap:
     """What a weight's geometry says about its operator.

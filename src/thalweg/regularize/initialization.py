@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg.operators import input_shapes
-from thalweg.regularize.gershgorin import circles, taps_of_kernel
+from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, convolution_options, grouped_kernel, unsupported
 from thalweg.regularize.row_types import AxisShape, axis_shapes, make_plan
 
