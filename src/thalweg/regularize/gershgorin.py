@@ -120,11 +120,11 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _scale_gradient(ctx: Any, dvalue: Tensor, dgradient: Tensor | None) -> tuple[Tensor | None, ...]:
+def _scale_gradient(ctx: Any, dvalue: Tensor | None, dgradient: Tensor | None) -> tuple[Tensor | None, ...]:
     if dgradient is not None:
         raise RuntimeError("the frame penalty is differentiable once: its gradient has no derivative of its own here")
     (gradient,) = ctx.saved_tensors
-    return dvalue * gradient, None, None, None, None, None, None
+    return None if dvalue is None else dvalue * gradient, None, None, None, None, None, None
 
 
 _value_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
