@@ -1,5 +1,6 @@
 """The frame regularizer over models: which layers, which side, what it says, and the report beside dense spectra."""
 
+import copy
 import math
 import warnings
 
@@ -246,6 +247,32 @@ def test_its_own_step_is_that_of_polyak():
     for layer, weight in zip(model, expected, strict=True):
         torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-12, atol=1e-14)  # sums of some ten products
         assert layer.weight.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:the Gershgorin form will shrink")
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_its_own_step_has_the_length_of_float32_in_half_precision(dtype, error):
+    """The square of this gradient, of norm 23,000, is beyond float16."""
+    layer = nn.Linear(64, 256, bias=False)
+    with torch.no_grad():
+        layer.weight.normal_(0, 0.6, generator=draw(5))
+    half = copy.deepcopy(layer).to(dtype)
+    layer.weight.data = half.weight.data.float()
+    for member in (layer, half):
+        FrameRegularizer(A, B).step_(member, 1.0)
+    # gradient and weights are rounded to the ε of their dtype
+    torch.testing.assert_close(half.weight.float(), layer.weight, rtol=error, atol=error)
+
+
+def test_its_own_step_reads_a_parametrized_weight_no_more_than_it_must():
+    """A spectral norm takes a power step at every reading: here one to choose layers and one for the value."""
+    layer = parametrizations.spectral_norm(nn.Linear(4, 6, bias=False))
+    penalty, readings = FrameRegularizer(A, B), []
+    layer.parametrizations.weight[0].register_forward_hook(lambda module, *_: readings.append(module.training))
+    before = layer.parametrizations.weight.original.detach().clone()
+    penalty.step_(layer, 1.0)
+    assert readings.count(True) == 2  # and the look at the start leaves no trace
+    assert not torch.equal(layer.parametrizations.weight.original, before)
 
 
 @pytest.mark.parametrize(

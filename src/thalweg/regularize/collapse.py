@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from thalweg.regularize.circles import circles, taps_of_kernel
@@ -22,7 +21,6 @@ __all__ = ["radius_ratio", "warn_of_collapse"]
 LIMIT = 3.0
 
 
-@torch.no_grad()
 def radius_ratio(kernel: Tensor, axes: Sequence[AxisShape], gram: str) -> float:
     """Mean Gershgorin radius over mean diagonal entry of a Gram matrix; 0 for a weight of zeros.
 
@@ -31,6 +29,7 @@ def radius_ratio(kernel: Tensor, axes: Sequence[AxisShape], gram: str) -> float:
         axes: the geometry of the layer, `LayerMap.axes`.
         gram: "col", "read" or "row".
 
+    >>> import torch
     >>> from thalweg.regularize.row_types import axis_shapes
     >>> W = torch.tensor([[1.0, 1.0], [0.0, 1.0]])  # WᵀW = [[1, 1], [1, 2]]
     >>> round(radius_ratio(W[None], axis_shapes((1,), (1,)), "col"), 4)

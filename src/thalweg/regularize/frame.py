@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from thalweg.operators.weights import at_rest
 from thalweg.regularize.collapse import radius_ratio, warn_of_collapse
 from thalweg.regularize.gershgorin import frame_penalty, gershgorin_penalty
 from thalweg.regularize.gram import (
@@ -155,9 +157,12 @@ class FrameRegularizer(LayerPenalty):
         self._check_start(model, 2)
         if not self._due:
             return
-        for layer in self.layers(model):
+        with parametrize.cached():
+            layers = self.layers(model)
+        for layer in layers:
             params = [param for param in layer.module.parameters() if param.requires_grad]
-            with torch.enable_grad(), torch.autocast(device_type=params[0].device.type, enabled=False):
+            autocast = torch.autocast(device_type=params[0].device.type, enabled=False)
+            with parametrize.cached(), torch.enable_grad(), autocast:
                 value = self._gershgorin_value(layer, *aim)
             polyak_step_(value, params, lr * self.coefficient * self.schedule(self.step))
 
@@ -258,8 +263,9 @@ class FrameRegularizer(LayerPenalty):
         self._start_checked = True
         ratios = {}
         if self.form == "gershgorin" and self.lower > 0:
-            for layer in self.layers(model):
-                layer_map, side = self._geometry(layer)
-                if side.bounded_below:
-                    ratios[layer.path] = radius_ratio(layer.kernel, layer_map.axes, side.gram)
+            with at_rest(model), torch.no_grad(), parametrize.cached():
+                for layer in self.layers(model):
+                    layer_map, side = self._geometry(layer)
+                    if side.bounded_below:
+                        ratios[layer.path] = radius_ratio(layer.kernel, layer_map.axes, side.gram)
         warn_of_collapse(ratios, self.lower, self.upper, stacklevel=stacklevel + 1)

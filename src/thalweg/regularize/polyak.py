@@ -18,8 +18,10 @@ __all__ = ["polyak_step_"]
 def polyak_step_(value: Tensor, params: Sequence[Tensor], eta: float) -> None:
     """Move parameters in place; those that ``value`` does not depend on, and all of them where ∇R = 0, stay.
 
+    Lengths are computed in the dtype of ``value``: in float16 the square of a gradient longer than 256 is infinite.
+
     Args:
-        value: R >= 0, a scalar with a graph.
+        value: R >= 0, a scalar with a graph, in float32 or wider.
         params: leaves of the graph.
         eta: η.
 
@@ -30,8 +32,8 @@ def polyak_step_(value: Tensor, params: Sequence[Tensor], eta: float) -> None:
     """
     gradients = torch.autograd.grad(value, params, allow_unused=True)
     with torch.no_grad():
-        moves = [(p, dp) for p, dp in zip(params, gradients, strict=True) if dp is not None]
+        moves = [(p, dp.to(value.dtype)) for p, dp in zip(params, gradients, strict=True) if dp is not None]
         squares = torch.stack([dp.square().sum() for _, dp in moves]).sum()
         size = eta * torch.where(squares > 0, value / squares, 0)
         for param, gradient in moves:
-            param.sub_(size.to(param.dtype) * gradient)
+            param.sub_(size * gradient)
