@@ -185,6 +185,38 @@ def test_a_round_of_samples_draws_every_channel_once():
     assert [quietly(penalty, model) for _ in range(3)] == rest  # a round goes on where it was saved
 
 
+@pytest.mark.filterwarnings("ignore:the Gershgorin form will shrink")
+@pytest.mark.parametrize("options", [{"sample": 0.25}, {"form": "spectral"}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "accelerator",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator"),
+            ],
+        ),
+    ],
+)
+def test_its_state_comes_from_a_file_of_no_code_onto_any_device(options, device, tmp_path):
+    """In the middle of a round of samples, or with the vectors of the power steps: the next value is the same."""
+    model, sample = nn.Conv2d(8, 8, 3, padding=1).double(), torch.zeros(1, 8, 6, 6).double()
+    penalty = FrameRegularizer(A, B, generator=draw(), **options).prepare(model, sample)
+    penalty(model)
+    torch.save(penalty.state_dict(), tmp_path / "penalty.pt")
+    expected = penalty(model)
+    other = FrameRegularizer(A, B, generator=draw(1), **options)
+    other.load_state_dict(torch.load(tmp_path / "penalty.pt", weights_only=True))
+    if device == "accelerator":
+        model.to(torch.accelerator.current_accelerator())
+    value = other(model)
+    value.backward()
+    # the same float64 sums, on an accelerator in another order
+    torch.testing.assert_close(value.cpu(), expected, rtol=0 if device == "cpu" else 1e-9, atol=0)
+
+
 def test_a_start_that_collapses_is_warned_of_once():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
     with torch.no_grad():

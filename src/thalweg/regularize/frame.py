@@ -61,7 +61,8 @@ class FrameRegularizer(LayerPenalty):
 
     The default is the seed's penalty, exact, at every step. Its cost is divided by ``every=4`` (the full penalty every
     fourth step, four times as strong: a fourth of the γ that is stable) or ``sample=1/8`` (an eighth of the row
-    channels at each step: unbiased but noisy; eight steps draw all of them, and their mean has no noise).
+    channels at each step: unbiased but noisy; eight steps draw all of them, and where eight divides their number the
+    mean has no noise).
 
     Decoupled, ``step_(model, 1.0)`` after every step of the optimizer, the Gershgorin form makes Polyak's step in each
     layer, with a coefficient of 1: no constant depends on the layers. ``every`` and ``sample`` weaken it too far.
@@ -76,7 +77,8 @@ class FrameRegularizer(LayerPenalty):
         form: "gershgorin" or "spectral".
         boundary: of the Gershgorin form: "exact" or "interior".
         side: which Gram matrix; see `thalweg.regularize.gram_side`.
-        sample: of the Gershgorin form: share of the row channels to draw at each step, in random order round by round.
+        sample: of the Gershgorin form: share of the row channels to draw at each step, in random order round by round;
+            1/sample, rounded up, is the number of draws in a round.
         probes: of the spectral form: at most so many random images a layer, as its noise demands.
         margin: the spectral form and all of `step_` aim at [A (1 + margin), B (1 - margin)], so that noise and the loss
             do not lead out of [A, B].
@@ -176,12 +178,12 @@ class FrameRegularizer(LayerPenalty):
         )
 
     def _draw(self, path: str, channels: int, device: torch.device) -> Tensor:
-        """Row channels, each as likely as any other, and in a round of 1/sample draws each of them once."""
+        """Row channels, each as likely as any other, and each of them once in a round."""
         if not self._parts.get(path):
             source = device if self.generator is None else self.generator.device
             order = torch.randperm(channels, generator=self.generator, device=source).to(device)
             self._parts[path] = list(order.tensor_split(min(channels, math.ceil(1 / self.sample))))
-        return self._parts[path].pop()
+        return self._parts[path].pop().to(device)  # a round may go on where its state was loaded
 
     def unsuitable(self, layer: Layer) -> str:
         reason = unsupported(layer.module)
