@@ -21,6 +21,8 @@ Rules that hold for all of them:
 - The arithmetic is done in float32 or wider, with autocast off.
 - Distributed training: add the penalty to the loss on **every** rank. Gradients are averaged, and the average of equal
   terms is the term. (Random penalties may draw differently on each rank: the average of unbiased terms is unbiased.)
+  A step of its own is taken on every rank too, and nothing averages that: there random penalties need generators with
+  one seed, or the ranks' weights drift apart.
 - Gradient accumulation: add it once per optimizer step, not once per micro-batch.
 """
 
