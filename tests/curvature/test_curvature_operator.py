@@ -387,6 +387,19 @@ def test_a_batch_is_cut_where_the_loss_is_a_mean_or_a_sum(reduction):
     close(cut.gradient(), whole.gradient(), tolerance=1e-13)
 
 
+def test_a_sum_is_no_mean_where_both_are_zero():
+    """Targets that a network hits have the loss zero, which says nothing of the weight of a part."""
+    model, x = smooth_mlp().double(), normal(60, 5)
+    data = x, model(x).detach()
+    whole = CurvatureOperator(model, nn.MSELoss(reduction="sum"), data)
+    cut = CurvatureOperator(
+        model, nn.MSELoss(reduction="sum"), data, memory=int(80 * whole._recording.bytes_per_sample)
+    )
+    assert (len(cut._recording._chunks), float(whole.loss())) == (6, 0.0)
+    v = normal(whole.shape[0])
+    close(cut @ v, whole @ v, tolerance=1e-13)
+
+
 def test_a_target_that_is_no_sequence_of_samples():
     model, (x, _) = smooth_mlp().double(), pairs()
     op = CurvatureOperator(model, lambda z, y: (z - y).square().mean(), (x, torch.tensor(0.5, dtype=torch.float64)))

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.curvature.evaluation import agree
+
 __all__ = ["Chunk", "LossFunction", "cut", "is_loss_of_all", "read_batches", "sample_count", "take"]
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -77,19 +79,32 @@ def take(x: Any, start: int, stop: int) -> Any:
     return type(x)(take(value, start, stop) for value in x) if isinstance(x, (tuple, list)) else x
 
 
-def is_loss_of_all(loss_fn: LossFunction, outputs: list[Tensor], y: Any, value: Tensor | float) -> bool:
-    """Whether ``value``, the mean or sum of the losses of a batch's parts, is the loss of the whole batch.
+def is_loss_of_all(
+    loss_fn: LossFunction, outputs: Sequence[Tensor], targets: Sequence[Any], y: Any, *, summed: bool
+) -> bool:
+    """Whether the loss of a whole batch is the mean over its parts, each as often as it has samples, or their sum.
 
     >>> z, y = torch.tensor([1.0, 2.0]), torch.zeros(2)
-    >>> is_loss_of_all(torch.nn.functional.mse_loss, [z[:1], z[1:]], y, torch.tensor(2.5))
+    >>> parts = [z[:1], z[1:]], [y[:1], y[1:]]
+    >>> is_loss_of_all(torch.nn.functional.mse_loss, *parts, y, summed=False)
     True
-    >>> is_loss_of_all(lambda z, y: z.square().sum(), [z[:1], z[1:]], y, torch.tensor(2.5))
+    >>> is_loss_of_all(torch.nn.functional.mse_loss, *parts, y, summed=True)
     False
     """
+    z = torch.cat(list(outputs))
     with torch.no_grad():
-        whole = loss_fn(torch.cat(outputs), y)
-    # the terms are added in another order: half of the digits must agree
-    return bool((whole - value).abs() <= torch.finfo(whole.dtype).eps ** 0.5 * whole.abs())
+        whole = loss_fn(z, y)
+        if not bool(
+            whole.any()
+        ):  # the zero of a perfect fit is mean and sum: ask elsewhere, where probabilities lie too
+            z = torch.linspace(0.1, 0.9, z.numel(), dtype=z.dtype, device=z.device).view(z.shape)
+            whole = loss_fn(z, y)
+        rows = torch.split(z, [len(part) for part in outputs])
+        parts = [
+            loss_fn(part, target).reshape(()) * (1.0 if summed else len(part) / len(z))
+            for part, target in zip(rows, targets, strict=True)
+        ]
+    return agree(torch.stack(parts).sum(), whole.reshape(()))
 
 
 def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int], *, summed: bool = False) -> list[Chunk]:

@@ -119,10 +119,9 @@ class Recording:
         self.loss = torch.stack([head.value for head in heads]).sum()
         for batch, group in groupby(zip(self._chunks, heads, strict=True), lambda pair: pair[0].batch):
             parts = list(group)
-            share = parts[0][0].share if summed else sum(chunk.share for chunk, _ in parts)
-            value = sum(head.value for _, head in parts) / share
-            outputs = [head.output for _, head in parts]
-            if len(parts) > 1 and not is_loss_of_all(self._loss_fn, outputs, self._batches[batch][1], value):
+            outputs, targets = [head.output for _, head in parts], [chunk.y for chunk, _ in parts]
+            y = self._batches[batch][1]
+            if len(parts) > 1 and not is_loss_of_all(self._loss_fn, outputs, targets, y, summed=summed):
                 return False
         return True
 
