@@ -100,18 +100,18 @@ class Network:
 
     def _measured(self, x: Any, loss: Callable[[Any], Tensor]) -> tuple[Tape, int]:
         """The tape of ``x`` and the bytes of its values and of what autograd keeps, without the model's own tensors."""
-        saved: dict[int, int] = {}
+        saved: dict[int, torch.UntypedStorage] = {}  # held, or another would come to lie at the same address
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            saved[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             tape = self.tape(x, loss)
         for own in (*self._model.parameters(), *self._model.buffers()):
             saved.pop(own.untyped_storage().data_ptr(), None)
-        return tape, sum(saved.values()) + tape.nbytes
+        return tape, sum(storage.nbytes() for storage in saved.values()) + tape.nbytes
 
     @torch.enable_grad()
     def _gradient(self, x: Any, loss: Callable[[Any], Tensor]) -> Tensor:
