@@ -100,7 +100,7 @@ def spectral_density(
         generator: draws the vectors; None is a generator of its own.
 
     Raises:
-        ValueError: fewer than 4 vectors or no steps.
+        ValueError: fewer than 4 vectors or no steps, or a matrix that is not finite.
 
     >>> from torch import nn
     >>> from thalweg.curvature.operator import CurvatureOperator

@@ -215,7 +215,7 @@ def eigsh(
         vector of each eigenspace: multiple eigenvalues may appear once.
 
     Raises:
-        ValueError: k, which or tol out of range.
+        ValueError: k, which or tol out of range, a start that is zero or of another size, a matrix that is not finite.
 
     >>> H = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     >>> class Matrix:

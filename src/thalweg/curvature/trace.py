@@ -77,7 +77,7 @@ def trace(
     if exact:
         known = _whole_basis(op) if products >= P else exact_trace_or_none(op, products)
         if known is not None:
-            return Estimate(known, 0.0, True)
+            return Estimate(_finite(known), 0.0, True)
     # not the seed that a run draws its start from
     generator = torch.Generator(op.device).manual_seed(1) if generator is None else generator
     if run is None:
@@ -91,9 +91,7 @@ def trace(
         g = run.project((2 * signs - 1).to(op.device, op.dtype))
         terms.append(float(torch.dot(g.double(), op.matvec(g).double())))
     mean, error = error_bar(torch.tensor(terms, dtype=torch.float64))
-    if not math.isfinite(mean):
-        raise ValueError("a product with the operator is not finite: its matrix is not, at these weights and data")
-    return Estimate(run.trace() + mean, error, False)
+    return Estimate(run.trace() + _finite(mean), error, False)
 
 
 def exact_trace_or_none(op: SymmetricOperator, budget: int) -> float | None:
@@ -136,6 +134,12 @@ def _t99(nu: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return float(sum(term / nu**k for k, term in enumerate(terms)))
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("a product with the operator is not finite: its matrix is not, at these weights and data")
+    return value
 
 
 def _whole_basis(op: SymmetricOperator) -> float:
