@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
+from thalweg.curvature.blocks import spectral_norm
 from thalweg.curvature.chain import Link, between_norm
-from thalweg.curvature.lanczos import eigsh
 from thalweg.curvature.layer_jacobians import unfolded
 from thalweg.curvature.operator import CurvatureOperator
 
@@ -82,10 +82,8 @@ def hessian_norms(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     if sum(sizes) > DENSE:
         tol = max(1e-10, 1e3 * torch.finfo(x.dtype).eps)
         samples = zip(torch.split(x, 1), torch.split(y, 1), strict=True)
-        ends = [
-            eigsh(CurvatureOperator(model, nn.functional.cross_entropy, sample), 2, "BE", tol) for sample in samples
-        ]
-        return torch.stack([pairs.values.abs().max() for pairs in ends])
+        operators = (CurvatureOperator(model, nn.functional.cross_entropy, sample) for sample in samples)
+        return x.new_tensor([spectral_norm(op, tol) for op in operators])
 
     def loss(theta: Tensor, xi: Tensor, yi: Tensor) -> Tensor:
         parts = zip(params.items(), torch.split(theta, sizes), strict=True)

@@ -89,7 +89,7 @@ class HessianBounds(Mapping[str, Bound]):
         bounds: in the order of the table.
         omitted: bounds that do not apply, and why.
         gauss_newton: ||H_O|| of each sample, exactly, (n,).
-        hessian: ||H|| of each sample, by Lanczos to a residual of 10⁻¹⁰ in double precision, (n,); NaN if not wanted.
+        hessian: ||H|| of each sample, to 10⁻¹⁰ of it in double precision (`hessian_norms`), (n,); NaN if not wanted.
         blocks: ||J_pᵀ A J_p||, the norm of layer p's diagonal block of H_O, exactly, (n, layers).
         layer_norms: ||T⁽ᵖ⁾||, from above.
     """
@@ -186,7 +186,7 @@ def hessian_bounds(model: nn.Module, x: Tensor, y: Tensor, *, exact_hessian: boo
     truth = {"H_O": norms, "H": torch.full_like(norms, math.nan)}
     if exact_hessian:
         truth["H"] = hessian_norms(model, x, y)
-    # A and J Jᵀ cancel in H_O, and H is what is left of sums as large as both
+    # A is off by ε where p is nearly a single class, and H_O by ε ||J||²; H_F by a share of itself, of H - H_O
     rounding = {"H_O": eps * jacobian2, "H": eps * (jacobian2 + truth["H"])}
     rows: dict[str, Bound] = {}
 
