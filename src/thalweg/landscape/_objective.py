@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.curvature.chunks import sample_count, take
+from thalweg.curvature.chunks import LossFunction, sample_count, take
 from thalweg.curvature.evaluation import require_fixed_function, require_repeatable, twice_differentiable
 
 __all__ = [
@@ -27,8 +27,6 @@ __all__ = [
     "flat_parameters",
     "require_deterministic",
 ]
-
-LossFunction = Callable[[Any, Any], Tensor]
 
 
 def batches_of(data: Any) -> Iterator[tuple[Any, Any]]:
@@ -69,15 +67,15 @@ def few_samples(data: Any) -> tuple[Any, Any]:
     return (take(x, 0, 2), take(y, 0, 2)) if sample_count(x) == sample_count(y) else (x, y)
 
 
-def require_deterministic(model: nn.Module, data: Any) -> Any:
-    """Refuse a model that draws at random; its output on `few_samples`.
+def require_deterministic(model: nn.Module, data: Any) -> None:
+    """Refuse a model that draws at random.
 
     Raises:
         ValueError: layers such as dropout in training mode, or outputs that differ from call to call.
     """
     require_fixed_function(model)
     x, _ = few_samples(data)
-    return require_repeatable(lambda: evaluate(model, {}, x))
+    require_repeatable(lambda: evaluate(model, {}, x))
 
 
 def evaluate(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Any:
@@ -105,7 +103,7 @@ class Objective:
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, data: Any) -> None:
-        self.output = require_deterministic(model, data)  # on `few_samples`
+        require_deterministic(model, data)
         self.model, self.loss_fn, self.data = model, loss_fn, data
         self.params, self.theta = flat_parameters(model)
 

@@ -7,7 +7,7 @@ measurements the top eigenvector turns little, so Rayleigh-Ritz on the Krylov sp
 
 needs m = 2 to 5 products where a fresh Lanczos run needs 20 to 50. The Ritz value never exceeds λ_max, and the
 residual |H v - λ v| bounds its distance to the nearest eigenvalue; the first measurement starts at random and takes
-more products. Every other one adds a random vector of length 1/100 to v: no power of H leads from v to an eigenvector
+more products. All later ones add a random vector of length 1/100 to v: no power of H leads from v to an eigenvector
 that is orthogonal to it, were its eigenvalue to overtake.
 
 2 / lr is the threshold of gradient descent on the whole data set. Heavy-ball momentum β raises it to (2 + 2β) / lr;
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.curvature.second_order import LossHead
-from thalweg.landscape._objective import LossFunction, Objective, few_samples
+from thalweg.landscape._objective import LossFunction, Objective, evaluate, few_samples
 
 __all__ = ["EdgeOfStability", "SharpnessRow", "ritz_top"]
 
@@ -137,8 +137,8 @@ class EdgeOfStability:
         if not all("lr" in group for group in optimizer.param_groups):
             raise ValueError("the optimizer has a group without lr: 2 / lr needs one")
         self._objective = Objective(model, loss_fn, data)
-        z, (_, y) = self._objective.output, few_samples(data)
-        if isinstance(z, Tensor):
+        x, y = few_samples(data)
+        if isinstance(z := evaluate(model, {}, x), Tensor):
             LossHead(lambda z: loss_fn(z, y), z).check_curvature()
         self.optimizer = optimizer
         self.rows: list[SharpnessRow] = []

@@ -79,7 +79,7 @@ def spectrum_growth(
         found = eigsh(make_operator((x[:size], y[:size])), k, which, tol, start=start)
         V = found.vectors
         fresh = torch.randn(len(V), 1, generator=draw, dtype=V.dtype, device=draw.device).to(V.device)
-        start = torch.cat([V, fresh], 1) if len(V) > k else V
+        start = torch.cat([V, fresh], 1) if len(V) > k else V  # they may be a basis already
         rows.append(found)
     return SpectrumGrowth(
         tuple(sizes), torch.stack([row.values for row in rows]), torch.stack([row.residuals for row in rows])
