@@ -229,6 +229,18 @@ def test_a_forgotten_advance_is_noticed_once():
             SoftOrthogonality()(model)
 
 
+@pytest.mark.filterwarnings("ignore:the Gershgorin form will shrink")
+@pytest.mark.parametrize(
+    "penalty", [SoftOrthogonality(0.1, every=2), L1(every=2), FrameRegularizer(0.5, 2.0, schedule=ramp(4))]
+)
+def test_a_forgotten_advance_is_noticed_in_decoupled_steps_too(penalty):
+    model = network()
+    for _ in range(99):
+        penalty.step_(model, 1e-6)
+    with pytest.warns(UserWarning, match=r"100 times at step 0: call its advance\(\)"):
+        penalty.step_(model, 1e-6)
+
+
 def test_state_survives_a_file_that_may_hold_no_code(tmp_path):
     penalty = SRIP(generator=torch.Generator().manual_seed(3), every=2) + L1()
     penalty.advance(3)

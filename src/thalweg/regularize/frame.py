@@ -157,6 +157,7 @@ class FrameRegularizer(LayerPenalty):
             return
         aim = self._aim()
         self._check_start(model, 2)
+        self._suspect_forgotten_advance(2)
         if not self._due:
             return
         with parametrize.cached():

@@ -81,6 +81,7 @@ class L1(LayerPenalty):
                     f"L1 has no proximal step for {layer.path}, which is parametrized or pruned: exclude it, or add "
                     "the penalty to the loss"
                 )
+        self._suspect_forgotten_advance(2)
         if not self._due:
             return
         for layer in layers:

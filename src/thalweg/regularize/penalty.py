@@ -159,8 +159,7 @@ class LayerPenalty(Penalty):
     def forward(self, model: nn.Module) -> Tensor:
         if torch.compiler.is_compiling():
             return self._sum(model)
-        if self._timed and self.step == 0:
-            self._suspect_forgotten_advance()
+        self._suspect_forgotten_advance(4)  # past Module.__call__
         with parametrize.cached():  # a parametrized weight is computed once, however often it is looked at
             return self._sum(model)
 
@@ -282,11 +281,13 @@ class LayerPenalty(Penalty):
         note = self.note(layer) if weight.isfinite().all() else "the weight is not finite"
         return PenaltyRow(penalty, layer.path, tuple(weight.shape), value, coefficient, note)
 
-    def _suspect_forgotten_advance(self) -> None:
+    def _suspect_forgotten_advance(self, stacklevel: int) -> None:
+        if not self._timed or self.step:
+            return
         self._evaluations += 1
         if self._evaluations == PATIENCE:
             warnings.warn(
                 f"{type(self).__name__} has a schedule or every > 1 and was evaluated {PATIENCE} times at step 0: call "
                 "its advance() once per optimizer step",
-                stacklevel=4,
+                stacklevel=stacklevel + 1,
             )
