@@ -39,6 +39,7 @@ def test_pruned_layers_are_read_behind_their_mask():
     assert (row.lambda_min, row.lambda_max, row.lost) == (0.0, 4.0, 1)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_every_matrix_has_a_row_or_a_reason():
     conv = nn.Conv2d(3, 3, 3, padding=1)
 
@@ -48,6 +49,7 @@ def test_every_matrix_has_a_row_or_a_reason():
             self.first, self.norm, self.again = conv, nn.BatchNorm2d(3), conv
             self.spare = nn.Conv1d(1, 1, 3)
             self.wave = nn.Linear(2, 2, dtype=torch.complex64)
+            self.empty = nn.Linear(2, 0)
             self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
 
         def forward(self, x):
@@ -60,6 +62,7 @@ def test_every_matrix_has_a_row_or_a_reason():
         "again": "the same layer as first",
         "spare": "the forward pass did not reach it",
         "wave": "complex weights are not supported",
+        "empty": "it has no elements",
         "attention.in_proj_weight": "MultiheadAttention is neither a dense layer nor a convolution",
     }
     assert [row.name for row in report if row.R is not None] == ["first", "attention.out_proj"]

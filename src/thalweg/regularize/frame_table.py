@@ -159,6 +159,8 @@ def _reason(layer: Layer, shapes: InputShapes) -> str:
         reason = "the forward pass did not reach it"
     if not reason and layer.weight.is_complex():
         reason = "complex weights are not supported"
+    if not reason and not layer.weight.numel():
+        reason = "it has no elements"
     return reason
 
 
