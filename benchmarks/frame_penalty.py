@@ -10,7 +10,7 @@ Promises checked on a CPU: exact penalty and gradient at most 1.1 of the layers;
 any device: no dependence on the map's size, 8 to 64, beyond 10 %; the dense definition, whose matrix is the layer's
 answers to unit images, at least 100 times slower for 512 channels on a 4 x 4 map, which takes minutes on a CPU
 (``--dense-channels 0`` leaves it out). Filled in from the taps that matrix costs less; its Gram matrix with gradient
-alone has 97 times the multiply-adds of the exact form. On an accelerator the cost ratios are printed only: there
+alone has 98 times the multiply-adds of the exact form. On an accelerator the cost ratios are printed only: there
 launching kernels takes the time, not their arithmetic.
 
 The exit status is 1 if a promise is broken.

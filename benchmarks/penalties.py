@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from benchmarks.clock import plain_arithmetic, seconds
+from benchmarks.frame_penalty import LAYERS
 from thalweg.regularize import (
     L1,
     L2,
@@ -33,13 +34,6 @@ from thalweg.regularize import (
 )
 
 LIMIT, GAIN = 0.7, 0.75
-# channels in and out, map, stride, how many of them
-LAYERS = [
-    (3, 64, 32, 1, 1), (64, 64, 32, 1, 6),
-    (64, 128, 32, 2, 1), (128, 128, 16, 1, 7),
-    (128, 256, 16, 2, 1), (256, 256, 8, 1, 11),
-    (256, 512, 8, 2, 1), (512, 512, 4, 1, 5),
-]  # fmt: skip
 PENALTIES: dict[str, Penalty] = {
     "L1": L1(),
     "L2": L2(),
