@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from thalweg.operators import LayerOperator
 from thalweg.regularize.frame import frame_penalty
@@ -91,6 +91,27 @@ def test_a_model_is_reported_line_by_line():
     assert [line.kind for line in lines] == ["not initialized", "tight frame", *["not initialized"] * 3]
     assert ["neither" in lines[0].note, "parametrized" in lines[2].note, "reflect" in lines[3].note] == [True] * 3
     assert torch.equal(model[4].weight, kept)
+
+
+def test_a_pruned_weight_is_left_alone_not_set_until_the_next_forward_pass():
+    layer = prune.l1_unstructured(nn.Linear(4, 4), "weight", amount=8)
+    before = layer.weight_orig.detach().clone()
+    line = frame_init_(layer, A, B, generator=draw())[0]
+    assert (line.kind, line.note) == (
+        "not initialized",
+        "its weight is pruned or computed by a hook: initialize it before",
+    )
+    assert torch.equal(layer.weight_orig, before)
+
+
+def test_a_compiled_model_goes_by_the_names_of_the_model_inside():
+    models = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(), nn.Linear(48, 2)) for _ in range(2)]
+    sample = torch.zeros(1, 3, 4, 4)
+    lines = frame_init_(models[0], A, B, sample=sample, exclude=["2"], generator=draw())
+    compiled = torch.compile(models[1], backend="eager")
+    assert frame_init_(compiled, A, B, sample=sample, exclude=["2"], generator=draw())[0] == lines[0]
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+    assert not torch.equal(models[0][2].weight, models[1][2].weight)  # excluded: as torch drew them
 
 
 def test_scale_is_the_geometric_mean_of_the_bounds():

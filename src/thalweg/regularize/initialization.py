@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg.operators import input_shapes
+from thalweg.operators.weights import uncompiled
 from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, convolution_options, grouped_kernel, unsupported
 from thalweg.regularize.row_types import AxisShape, axis_shapes, make_plan
@@ -96,7 +97,7 @@ def frame_init_(
     """Overwrite the weights of all dense layers and convolutions by tight frames with bound √(A B); biases stay.
 
     Args:
-        model: a model or a single layer.
+        model: a model or a single layer; of a compiled one, the model inside, by whose names all goes.
         lower: A >= 0.
         upper: B >= A, above 0.
         sample: an input of the model: then chosen taps avoid the borders of the true maps, and bounds are certified for
@@ -118,6 +119,7 @@ def frame_init_(
     if not 0 <= lower <= upper or upper == 0:
         raise ValueError(f"the frame bounds must satisfy 0 <= A <= B and B > 0, got A={lower} and B={upper}")
     bound = math.sqrt(lower * upper) if lower else upper / 2
+    model = uncompiled(model)
     shapes = {} if sample is None else input_shapes(model, sample)
     report = []
     for name, module in model.named_modules():
@@ -129,6 +131,8 @@ def frame_init_(
             reason = "excluded by name"
         elif parametrize.is_parametrized(module, "weight"):
             reason = "its weight is parametrized: initialize the parametrization"
+        elif "weight" not in module._parameters and "weight" not in module._buffers:
+            reason = "its weight is pruned or computed by a hook: initialize it before"
         if reason:
             report.append(FrameInit(name, "not initialized", math.nan, math.nan, reason))
         else:
