@@ -8,7 +8,8 @@ import pytest
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 NAMES = [
-    "layer-operators", "regularizers", "orthogonality", "conv-orthogonality", "hyperspherical-energy", "norm-penalties",
+    "layer-operators", "frame", "regularizers", "orthogonality", "conv-orthogonality", "hyperspherical-energy",
+    "norm-penalties",
 ]  # fmt: skip
 
 
