@@ -41,11 +41,10 @@ def norm_terms(links: Sequence[Link], x2: Tensor, tau: Sequence[float]) -> Tenso
     return 0.5 * x2.unsqueeze(1) * x2.new_tensor(terms)
 
 
-def activation_terms(links: Sequence[Link], curvature: Tensor, tau: Sequence[float]) -> Tensor:
-    """||A|| ||U_p||² Π_{s>p} τ_s² Π_{s>=p} λ_s² for curvature = ||A||, (n,): (n, layers)."""
+def activation_terms(links: Sequence[Link], curvature: Tensor, columns: Tensor, tau: Sequence[float]) -> Tensor:
+    """||A|| ||U_p||² Π_{s>p} τ_s² Π_{s>=p} λ_s² for curvature = ||A||, (n,), columns = ||U_p||: (n, layers)."""
     lam = between_norms(links)
     reach = [math.prod(tau[p + 1 :]) * math.prod(lam[p:]) for p in range(len(links))]
-    columns = torch.stack([column_norms(link) for link in links], 1)
     return curvature.unsqueeze(1) * (columns * columns.new_tensor(reach)).square()
 
 

@@ -212,13 +212,14 @@ def hessian_bounds(model: nn.Module, x: Tensor, y: Tensor, *, exact_hessian: boo
         ]
         add("operator norms", norm_terms(links, x2, tau))
         add("operator norms, Fourier", norm_terms(links, x2, fourier))
-    add("activations", activation_terms(links, curvature, tau))
+    columns = torch.stack([column_norms(link) for link in links], 1)
+    add("activations", activation_terms(links, curvature, columns, tau))
     add("Jacobian", curvature * jacobian2)
     if biased is None:
         before = [ln.kappa * math.prod(tau[:p]) * math.prod(lam[:p]) for p, ln in enumerate(links)]
         far = residual * coupling(links, x2.sqrt().unsqueeze(1) * x2.new_tensor(before), tau)
         add("full Hessian, operator norms", rows["operator norms"].value + far, quantity="H")
-    near = residual * coupling(links, torch.stack([column_norms(link) for link in links], 1), tau)
+    near = residual * coupling(links, columns, tau)
     add("full Hessian, activations", rows["activations"].value + near, quantity="H")
     add("full Hessian, exact H_O", norms + near, quantity="H")
     block_norms = torch.stack([product_eigenvalues(A, block)[:, -1] for block in blocks], 1)
