@@ -23,6 +23,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from thalweg.curvature.evaluation import require_fixed_function
+
 __all__ = ["Layer", "Link", "between_norm", "chain", "layer_matrix", "layer_norm", "torus_norm"]
 
 ISOMETRIC = (nn.Flatten, nn.Unflatten, nn.Identity, _DropoutNd)
@@ -93,8 +95,8 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
         The links, and the outputs z.
 
     Raises:
-        ValueError: a layer of another kind, a model that does something else than calling its leaves in turn, no
-            inputs, or outputs that are not finite.
+        ValueError: a layer of another kind, active dropout, a model that does something else than calling its leaves in
+            turn, no inputs, or outputs that are not finite.
 
     >>> links, z = chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 2, 2))
     >>> [link.name for link in links], links[1].h.shape
@@ -102,6 +104,7 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
     """
     if not len(x):
         raise ValueError("there is no data: give at least one input along the first axis")
+    require_fixed_function(model)
     links: list[Link] = []
     h = x
     for name, module in model.named_modules():
@@ -141,8 +144,6 @@ def between_norm(module: nn.Module, h: Tensor) -> float:
     (0.5, 1.4142135623730951)
     """
     if isinstance(module, (nn.ReLU, *ISOMETRIC)):
-        if isinstance(module, _DropoutNd) and module.training and module.p:
-            raise ValueError("dropout is random in training mode: use model.eval()")
         return 1.0
     if isinstance(module, nn.LeakyReLU):
         return max(1.0, abs(module.negative_slope))

@@ -48,8 +48,8 @@ def evaluation_copy(model: nn.Module, mode: Mode) -> nn.Module:
     >>> evaluation_copy(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "refuse")
     Traceback (most recent call last):
     ...
-    ValueError: '1' (Dropout) is in training mode, where the loss is no function of the weights: call model.eval(), \
-or give mode="eval" (running statistics, no dropout) or mode="batch" (statistics of each batch, no dropout)
+    ValueError: layer '1' (Dropout) is in training mode, where the loss is no function of the weights: call \
+model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" (statistics of each batch, no dropout)
     """
     if mode not in ("refuse", "eval", "batch"):
         raise ValueError(f'mode must be "refuse", "eval" or "batch", got {mode!r}')
@@ -58,8 +58,8 @@ or give mode="eval" (running statistics, no dropout) or mode="batch" (statistics
             # in training mode spectral normalization improves its vectors at every call
             if is_random(module) or (module.training and isinstance(module, (_BatchNorm, _SpectralNorm))):
                 raise ValueError(
-                    f"{name!r} ({type(module).__name__}) is in training mode, where the loss is no function of the "
-                    'weights: call model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" '
+                    f"{_place(name, module)} is in training mode, where the loss is no function of the weights: call "
+                    'model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" '
                     "(statistics of each batch, no dropout)"
                 )
         return detached_copy(model)
