@@ -49,7 +49,8 @@ def evaluation_copy(model: nn.Module, mode: Mode) -> nn.Module:
     Traceback (most recent call last):
     ...
     ValueError: layer '1' (Dropout) is in training mode, where the loss is no function of the weights: call \
-model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" (statistics of each batch, no dropout)
+model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" \
+(statistics of each batch, no dropout)
     """
     if mode not in ("refuse", "eval", "batch"):
         raise ValueError(f'mode must be "refuse", "eval" or "batch", got {mode!r}')
