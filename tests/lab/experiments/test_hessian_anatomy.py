@@ -98,3 +98,24 @@ def test_verdicts_on_made_up_ratios() -> None:
     shared = {key: value for key, value in config.model_dump().items() if key not in wanted.sweep}
     findings = wanted.analyse(Study(wanted, shared, results))
     assert [claim.verdict for claim in findings.claims] == ["fails", "fails", "holds", "holds", "holds"]
+
+
+def test_images_at_which_every_unit_is_dead_have_no_share_in_the_median() -> None:
+    from thalweg.lab.training.landscape_anatomy import Dissection
+    from thalweg.lab.training.landscape_task import LandscapeTask
+    from thalweg.nn import MatricizedNet
+
+    draw = torch.Generator().manual_seed(0)
+    model = MatricizedNet((1, 4, 4), 3, convolutions=0, hidden=(5,), generator=draw)
+    images = torch.zeros(4, 1, 4, 4)
+    images[0] = torch.randn(1, 4, 4, generator=draw)  # without biases the other three move nothing
+    labels = torch.tensor([0, 1, 2, 0])
+    alone, many = (Dissection(LandscapeTask(model, images[:n], labels[:n], {}), n, n, 2).measure(False) for n in (1, 4))
+    assert 0 < alone["single ratio"] < 100
+    assert many["single ratio"] == pytest.approx(
+        alone["single ratio"], rel=1e-10
+    )  # double precision, the same products
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert Dissection(LandscapeTask(model, images, labels, {}), 4, 4, 2)._single_ratio() == 0.0

@@ -68,7 +68,7 @@ class Dissection:
             "ggn trace": gauss_newton,
             "lowest": low,
             "single ratio": self._single_ratio(),
-            "blocks": max(layer.remainder / layer.gauss_newton for layer in layer_curvature(H, TOL)),
+            "blocks": max(_ratio(layer.remainder, layer.gauss_newton) for layer in layer_curvature(H, TOL)),
         }
         row |= {f"top {i}": value for i, value in enumerate(ends, 1)}
         if whole and H.shape[0] <= LARGEST:
@@ -98,13 +98,19 @@ class Dissection:
         return detached_copy(self.task.model).double()
 
     def _single_ratio(self) -> float:
-        """Median over single samples of ||H_F,i||/||H_O,i||."""
+        """Median of ||H_F,i||/||H_O,i|| over the single samples that move the loss at all; 0 if none does."""
         ratios = []
         for x, y in zip(self.data[0][: self.single], self.data[1][: self.single], strict=True):
             H = CurvatureOperator(self._model(), cross_entropy, (x.unsqueeze(0), y.unsqueeze(0)))
             remainder, ggn = (spectral_norm(H.with_kind(kind), 1e-2) for kind in ("remainder", "ggn"))
-            ratios.append(remainder / ggn if ggn else math.inf)
-        return median(ratios)
+            if remainder or ggn:  # not a sample at which every unit is dead
+                ratios.append(_ratio(remainder, ggn))
+        return median(ratios) if ratios else 0.0
+
+
+def _ratio(part: float, whole: float) -> float:
+    """part/whole; 0 of nothing."""
+    return part / whole if whole else math.inf if part else 0.0
 
 
 def train_and_dissect(trial: Trial, log: Log, *, samples: int, single: int, top: int) -> Ending:
