@@ -65,7 +65,7 @@ class Config(FrameSettings):
 PRESETS = {
     "quick": Preset("25 s", 3, {"epochs": 10}, {"network": ("plain8",), "data": ("digits",)}),
     "laptop": Preset(
-        "15 min, estimated",
+        "10 min",
         3,
         {**CIFAR, "width": 16, "augment": True, "epochs": 15},
         {"network": ("resnet8",), "data": ("cifar10",)},
