@@ -42,7 +42,7 @@ class Config(FrameSettings):
 
 PRESETS = {
     "quick": Preset("50 s", 3, {"width": 8, "epochs": 8}),
-    "laptop": Preset("25 min, estimated", 3, {**CIFAR, "epochs": 10}),
+    "laptop": Preset("30 min", 3, {**CIFAR, "epochs": 10}),
     "paper": Preset(
         "GPU weeks, estimated",
         3,
