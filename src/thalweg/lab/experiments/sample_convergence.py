@@ -60,7 +60,7 @@ class Config(LandscapeSettings):
 PRESETS = {
     "quick": Preset("50 s", 3, {"samples": 1000, "batch": 16, "epochs": 40}),
     "laptop": Preset(
-        "20 min, estimated",
+        "30 min",
         3,
         {"samples": 4000, "pooling": "max", "batch": 32},
         {
