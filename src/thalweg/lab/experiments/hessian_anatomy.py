@@ -44,7 +44,7 @@ class Config(LandscapeSettings):
 PRESETS = {
     "quick": Preset("40 s", 3, {"samples": 1000}),
     "laptop": Preset(
-        "15 min, estimated",
+        "7 min",
         3,
         {"data": "mnist", "samples": 5000, "filters": 8, "measured": 500, "epochs": 40, "lr": 3e-3},
         {"network": ("conv2d", "mlp")},
