@@ -62,7 +62,7 @@ def spectral_penalty(operator: LayerOperator, *, lower: float, upper: float, gra
 
 
 class Estimate(NamedTuple):
-    """What `probe_penalty` finds: R_s, whose gradient estimates ∇R_s; λ_max(V) from below; a vector for the next one."""
+    """What a call finds: R_s, whose gradient estimates ∇R_s; λ_max(V) from below; a vector for the next one."""
 
     value: Tensor
     largest: float
