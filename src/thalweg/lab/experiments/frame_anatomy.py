@@ -41,7 +41,7 @@ class Config(FrameSettings):
 
 
 PRESETS = {
-    "quick": Preset("50 s", 3, {"width": 8, "epochs": 8}),
+    "quick": Preset("100 s", 3, {"width": 8, "epochs": 8}),
     "laptop": Preset("30 min", 3, {**CIFAR, "epochs": 10}),
     "paper": Preset(
         "GPU weeks, estimated",

@@ -40,7 +40,7 @@ class Config(FrameSettings):
 
 
 PRESETS = {
-    "quick": Preset("70 s", 5, {"epochs": 20}),
+    "quick": Preset("2 min, estimated", 5, {"epochs": 20}),
     "laptop": Preset("15 min, estimated", 5, {**CIFAR, "augment": True, "epochs": 12}),
     "paper": Preset(
         "GPU days, estimated",
