@@ -165,9 +165,14 @@ def test_a_loss_that_is_not_invariant_shows_in_the_residuals():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     with ScaleMonitor(model, optimizer) as monitor:
         backward(model, optimizer)
+        w, g = model.weight.detach().clone(), model.weight.grad.clone()
         optimizer.step()
-    assert abs(monitor.last["radial_cosine"]) > 0.01
-    assert abs(monitor.last["norm_residual"]) > 0.01
+    radial = float((w * g).sum())
+    assert monitor.last["radial_cosine"] == pytest.approx(radial / float(w.norm() * g.norm()), rel=1e-10)
+    predicted = float(w.square().sum() + 0.3**2 * g.square().sum())
+    # ρ'² = |w - ηg|² has the term -2η<w, g> that (4) leaves out
+    assert monitor.last["norm_residual"] == pytest.approx(-2 * 0.3 * radial / predicted, abs=1e-14)
+    assert radial != 0
 
 
 def test_cosine_distance_survives_single_precision():
