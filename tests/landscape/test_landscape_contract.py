@@ -14,10 +14,13 @@ from thalweg.landscape import (
     filter_normalised_plane,
     gradient_noise_scale,
     linear_path,
+    loss_increments,
     loss_surface,
+    neighbourhood,
     per_sample_losses,
     sam_sharpness,
     spherical_path,
+    sufficient_size,
     worst_case_sharpness,
 )
 
@@ -35,22 +38,22 @@ def other(model):
 
 
 def surface(model, loss_fn, data):
-    return loss_surface(model, loss_fn, data, filter_normalised_plane(model, generator=draw()), [0.0, 0.5], [0.0, 0.5])
+    return loss_surface(model, loss_fn, data, filter_normalised_plane(model), [0.0, 0.5], [0.0, 0.5])
 
 
 def edge(model, loss_fn, data):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return EdgeOfStability(model, loss_fn, data, optimizer, first=3, generator=draw()).measure()
+    return EdgeOfStability(model, loss_fn, data, optimizer, first=3).measure()
 
 
 WHOLE_BATCH = {  # also with batch statistics
     "surface": surface,
     "line": lambda m, f, d: linear_path(m, other(m), f, d, points=3),
-    "bezier": lambda m, f, d: bezier_path(m, other(m), f, d, points=3, steps=3, generator=draw()),
+    "bezier": lambda m, f, d: bezier_path(m, other(m), f, d, points=3, steps=3),
     "sphere": lambda m, f, d: spherical_path(m, other(m), f, d, points=3),
     "sam": lambda m, f, d: sam_sharpness(m, f, d, radius=0.1),
-    "worst": lambda m, f, d: worst_case_sharpness(m, f, d, radius=0.1, steps=2, generator=draw()),
-    "average": lambda m, f, d: average_sharpness(m, f, d, radius=0.1, samples=2, generator=draw()),
+    "worst": lambda m, f, d: worst_case_sharpness(m, f, d, radius=0.1, steps=2),
+    "average": lambda m, f, d: average_sharpness(m, f, d, radius=0.1, samples=2),
     "edge": edge,
 }
 PER_SAMPLE = {"losses": per_sample_losses, "noise": gradient_noise_scale}
@@ -79,6 +82,32 @@ def test_the_model_is_left_as_it_was(name):
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
     assert model[1].training == (name in WHOLE_BATCH)
     assert all(param.requires_grad for param in model.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_a_generator_equal_calls_are_equal(name):
+    model = network().train(name in WHOLE_BATCH)
+    model[4].eval()
+    first, second = (ALL[name](model, cross_entropy, images()) for _ in range(2))
+    first, second = (vars(found) if hasattr(found, "__dict__") else found for found in (first, second))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+LAYER = nn.Linear(1, 1)
+DRAWS = {
+    "increments": lambda losses: loss_increments(losses, permutations=20).mean,
+    "size": lambda losses: sufficient_size(losses, 0.1, permutations=20).confident,
+    "neighbourhood": lambda _: next(iter(neighbourhood(LAYER, torch.eye(2), scale=1.0, count=1))),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_draws_without_a_generator_leaves_the_global_state(name):
+    losses = torch.rand(30, generator=draw(), dtype=torch.float64)
+    state = torch.get_rng_state()
+    first, second = (DRAWS[name](losses) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ALL)

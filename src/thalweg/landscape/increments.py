@@ -68,7 +68,7 @@ def loss_increments(
         permutations: P random orders, the same for all points; None takes the one given.
         power: 1 for |L_{k+1} - L_k|, 2 for its square.
         levels: of the band over orders.
-        generator: draws the orders, on the CPU.
+        generator: draws the orders, on the CPU; None is one of its own with seed 0.
 
     Returns:
         The curve, in the dtype and on the device of the losses. In the given order the band has no width.
@@ -102,6 +102,7 @@ def order_increments(
     tensor([[1.],
             [1.]])
     """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     M, N = losses.shape
     k = torch.arange(1, N, device=losses.device, dtype=losses.dtype)
     rows = []

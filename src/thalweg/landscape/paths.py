@@ -102,7 +102,7 @@ def bezier_path(
         steps: of Adam, one gradient each.
         lr: Adam's initial rate: about how far one step moves each weight.
         points: as for `linear_path`.
-        generator: draws t, on the CPU.
+        generator: draws t, on the CPU; None is one of its own with seed 0.
 
     Raises:
         ValueError: as `linear_path`, or fewer than one step, or a rate that is not positive.
@@ -119,6 +119,7 @@ def bezier_path(
     """
     if steps < 1 or not lr > 0:
         raise ValueError(f"steps={steps}, lr={lr}: at least one step and a positive rate expected")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     objective, first, last = _ends(start, end, loss_fn, data)
     t = _parameter(first, points)
     bend = torch.lerp(first, last, 0.5).requires_grad_()

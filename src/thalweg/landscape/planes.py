@@ -100,7 +100,7 @@ def filter_normalised_plane(model: nn.Module, *, generator: torch.Generator | No
 
     Args:
         model: its trainable weights; biases and normalizations stay fixed.
-        generator: draws the directions, on the CPU.
+        generator: draws the directions, on the CPU; None is one of its own with seed 0.
 
     Raises:
         ValueError: no trainable parameter, or none that has filters.
@@ -109,19 +109,20 @@ def filter_normalised_plane(model: nn.Module, *, generator: torch.Generator | No
     >>> plane.first[6:]  # the bias
     tensor([0., 0.])
     """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     _, origin = flat_parameters(model)
     first, second = (filter_normalised_direction(model, generator=generator) for _ in range(2))
     return Plane(origin, first, second)
 
 
-def filter_normalised_direction(model: nn.Module, *, generator: torch.Generator | None = None) -> Tensor:
-    """A random direction (P,) whose filters are as long as the model's.
+def filter_normalised_direction(model: nn.Module, *, generator: torch.Generator) -> Tensor:
+    """A random direction (P,) whose filters are as long as the model's, drawn on the CPU.
 
     Raises:
         ValueError: no trainable parameter, or none that has filters.
 
     >>> layer = nn.Linear(3, 2, bias=False)
-    >>> d = filter_normalised_direction(layer).view(2, 3)
+    >>> d = filter_normalised_direction(layer, generator=torch.Generator().manual_seed(0)).view(2, 3)
     >>> torch.allclose(d.norm(dim=1), layer.weight.norm(dim=1))
     True
     """

@@ -78,7 +78,7 @@ def neighbourhood(
         basis: B: (P, d), orthonormal columns over the trainable parameters, such as top Hessian eigenvectors.
         scale: s.
         count: number of points.
-        generator: draws ξ, on the CPU.
+        generator: draws ξ, on the CPU; None is one of its own with seed 0.
 
     Yields:
         Parameters by name, for the ``params`` of `per_sample_losses`.
@@ -93,6 +93,7 @@ def neighbourhood(
     >>> losses.shape
     torch.Size([2, 2])
     """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     params, theta = flat_parameters(model)
     if basis.ndim != 2 or len(basis) != len(theta):
         raise ValueError(

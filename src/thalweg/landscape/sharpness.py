@@ -74,7 +74,7 @@ def worst_case_sharpness(
         radius: ρ > 0.
         adaptive: as for `sam_sharpness`.
         steps: of ascent, one gradient each.
-        generator: draws the start, on the CPU: at a minimum the gradient gives none.
+        generator: draws the start, on the CPU: at a minimum the gradient gives none. None is one of its own, seed 0.
 
     Raises:
         ValueError: as `sam_sharpness`, or fewer than one step.
@@ -86,6 +86,7 @@ def worst_case_sharpness(
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step of ascent expected")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     objective, scale, base, gradient = _setup(model, loss_fn, data, radius, adaptive)
     w = objective.theta
     best = objective.value(w + scale * _to_length(scale * gradient, radius))
@@ -130,7 +131,7 @@ def average_sharpness(
         radius: ρ > 0, the noise's standard deviation for each weight (relative to it if ``adaptive``).
         adaptive: as for `sam_sharpness`.
         samples: pairs, two evaluations each; at least 2.
-        generator: draws the noise, on the CPU.
+        generator: draws the noise, on the CPU; None is one of its own with seed 0.
 
     Raises:
         ValueError: as `sam_sharpness`, or fewer than two pairs.
@@ -143,6 +144,7 @@ def average_sharpness(
     """
     if samples < 2:
         raise ValueError(f"samples={samples}: at least two pairs expected, for the error")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     objective, scale, base, _ = _setup(model, loss_fn, data, radius, adaptive)
     rises = []
     for _ in range(samples):

@@ -59,7 +59,7 @@ def sufficient_size(
         confidence: share of orders that ``confident`` is to serve.
         permutations: random orders that it is estimated from.
         power: 1 for |L_{k+1} - L_k|, 2 for its square.
-        generator: draws the orders, on the CPU.
+        generator: draws the orders, on the CPU; None is one of its own with seed 0.
 
     Raises:
         ValueError: a threshold that is not positive, a confidence outside (0, 1), no permutation, or losses that
