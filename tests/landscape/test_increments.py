@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.landscape import loss_increments
+from thalweg.landscape import expected_increments, loss_increments, sufficient_size
 
 finite = st.floats(-10, 10, allow_subnormal=False)
 
@@ -75,6 +75,26 @@ def test_float32_losses_are_summed_in_double_precision():
     exact = loss_increments(losses.double()).mean
     # float32 sums would be off by 1e3 * 20000 * 6e-8 ~ 1, times 1/k²: as large as the increment itself
     torch.testing.assert_close(curve.mean.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("curve", [loss_increments, expected_increments])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("power", [1, 2])
+def test_losses_of_a_narrow_type_have_increments_all_the_same(curve, dtype, power):
+    """0 or 1 for a right or a wrong sample, or half precision, whose smallest number is above most squares."""
+    losses = (torch.arange(300) % 3 == 0).to(dtype)
+    found, exact = (curve(part, power=power) for part in (losses, losses.double()))
+    assert found.mean.dtype == torch.float32
+    for ours, theirs in zip((found.mean, found.upper), (exact.mean, exact.upper), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=0)  # float32
+    assert found.mean[-1] > 0
+
+
+@pytest.mark.parametrize("function", [loss_increments, expected_increments, lambda x: sufficient_size(x, 0.1)])
+@pytest.mark.parametrize("losses", [[1.0, 2.0], torch.ones(3).numpy()], ids=["list", "array"])
+def test_losses_that_are_no_tensor(function, losses):
+    with pytest.raises(TypeError, match=r"must be a tensor, got \w+: use torch.tensor"):
+        function(losses)
 
 
 @pytest.mark.parametrize(

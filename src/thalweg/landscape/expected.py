@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.landscape.increments import IncrementCurve, Power, check_losses
+from thalweg.landscape.increments import IncrementCurve, Power, check_losses, curve_dtype
 
 __all__ = ["expected_increments"]
 
@@ -63,6 +63,7 @@ def expected_increments(
         The curve, as `loss_increments` gives it; its ``error`` is 0.
 
     Raises:
+        TypeError: losses that are no tensor.
         ValueError: fewer than two losses, losses that are not finite, a size out of range, an unknown power.
 
     >>> losses = torch.tensor([1.0, 3.0, 2.0, 6.0], dtype=torch.float64)
@@ -85,7 +86,7 @@ def expected_increments(
     band = rows[0][1:] if one_point else (np.full(len(k), np.nan),) * 2
 
     def tensor(values: Array) -> Tensor:
-        return torch.as_tensor(values).to(per_sample_losses.device, per_sample_losses.dtype)
+        return torch.as_tensor(values).to(per_sample_losses.device, curve_dtype(per_sample_losses))
 
     sizes_ = torch.as_tensor(k, device=per_sample_losses.device)
     return IncrementCurve(sizes_, tensor(mean), tensor(band[0]), tensor(band[1]), tensor(np.zeros(len(k))))

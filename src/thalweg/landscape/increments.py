@@ -71,9 +71,11 @@ def loss_increments(
         generator: draws the orders, on the CPU; None is one of its own with seed 0.
 
     Returns:
-        The curve, in the dtype and on the device of the losses. In the given order the band has no width.
+        The curve, on the device of the losses and in their dtype; in float32 for half precision and whole numbers, as 0
+        and 1 for a sample that is right or wrong. In the given order the band has no width.
 
     Raises:
+        TypeError: losses that are no tensor.
         ValueError: fewer than two losses, losses that are not finite, no permutation, an unknown power or level.
 
     >>> loss_increments(torch.tensor([1.0, 3.0, 2.0, 6.0])).mean  # L = 1, 2, 2, 3
@@ -88,7 +90,7 @@ def loss_increments(
     P = len(d)
     lower, upper = (torch.as_tensor(row, device=d.device) for row in _quantiles(d.cpu().numpy(), levels))
     error = d.std(dim=0) / P**0.5 if P > 1 else torch.zeros_like(lower)
-    to = per_sample_losses.dtype
+    to = curve_dtype(per_sample_losses)
     sizes = torch.arange(1, losses.shape[1], device=losses.device)
     return IncrementCurve(sizes, d.mean(dim=0).to(to), lower.to(to), upper.to(to), error.to(to))
 
@@ -133,8 +135,11 @@ def check_losses(per_sample_losses: Tensor, power: int) -> Tensor:
     """Losses as (M, N) in double precision.
 
     Raises:
+        TypeError: they are no tensor.
         ValueError: what `loss_increments` says.
     """
+    if not isinstance(per_sample_losses, Tensor):
+        raise TypeError(f"per_sample_losses must be a tensor, got {type(per_sample_losses).__name__}: use torch.tensor")
     if per_sample_losses.ndim not in (1, 2) or per_sample_losses.shape[-1] < 2:
         raise ValueError(
             f"per_sample_losses of shape {tuple(per_sample_losses.shape)}: (N,) or (M, N) with N >= 2 samples expected"
@@ -146,6 +151,15 @@ def check_losses(per_sample_losses: Tensor, power: int) -> Tensor:
         wrong = int((~torch.isfinite(losses)).sum())
         raise ValueError(f"{wrong} of {losses.numel()} losses are not finite: leave those samples out or fix the model")
     return losses.reshape(-1, losses.shape[-1])
+
+
+def curve_dtype(per_sample_losses: Tensor) -> torch.dtype:
+    """Of a curve: increments are fractions where losses are whole numbers, and too small for half precision.
+
+    >>> curve_dtype(torch.tensor([0, 1]))
+    torch.float32
+    """
+    return torch.promote_types(per_sample_losses.dtype, torch.float32)
 
 
 def _blocks(total: int, size: int) -> list[int]:

@@ -62,6 +62,7 @@ def sufficient_size(
         generator: draws the orders, on the CPU; None is one of its own with seed 0.
 
     Raises:
+        TypeError: losses that are no tensor.
         ValueError: a threshold that is not positive, a confidence outside (0, 1), no permutation, or losses that
             `loss_increments` refuses.
 
