@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks.clock import plain_arithmetic, seconds
 from thalweg.optim import CSGD
 
 LIMIT = 1.1
@@ -115,24 +116,15 @@ def contestants(shapes: list[tuple[int, ...]], device: str) -> dict[str, Callabl
     return runs
 
 
-def measure(runs: dict[str, Callable[[], object]], *, device: str, seconds: float, rounds: int) -> dict[str, float]:
-    """Minimum seconds per call: at least ``rounds`` interleaved rounds, more while ``seconds`` last."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-
-    def sample(run: Callable[[], object]) -> float:
-        start = clock()
-        run()
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        return clock() - start
-
+def measure(runs: dict[str, Callable[[], object]], *, device: str, duration: float, rounds: int) -> dict[str, float]:
+    """Minimum seconds per call: at least ``rounds`` interleaved rounds, for ``duration`` seconds if that is longer."""
     for run in runs.values():
-        sample(run)  # first calls allocate state
+        run()  # first calls allocate state
     best = dict.fromkeys(runs, float("inf"))
-    deadline, done = time.monotonic() + seconds, 0
+    deadline, done = time.monotonic() + duration, 0
     while done < rounds or time.monotonic() < deadline:
         for name, run in runs.items():
-            best[name] = min(best[name], sample(run))
+            best[name] = min(best[name], seconds(run, device))
         done += 1
     return best
 
@@ -144,12 +136,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each model")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each model at the least")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    plain_arithmetic()
     torch.manual_seed(0)
 
     columns, worst = {}, 0.0
     for model, shapes in MODELS.items():
-        best = measure(contestants(shapes, args.device), device=args.device, seconds=args.seconds, rounds=args.rounds)
+        best = measure(contestants(shapes, args.device), device=args.device, duration=args.seconds, rounds=args.rounds)
         columns[model] = {name: f"{value / best['floor']:.2f} ({value * 1e3:.3g})" for name, value in best.items()}
         worst = max(worst, best["CSGD right"] / best["floor"])
     print(f"Time of one step as a multiple of the floor (milliseconds); {args.device}, torch {torch.__version__}\n")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks.clock import plain_arithmetic, seconds
 from benchmarks.csgd_step import parameters
 from thalweg.optim.sphere import SphereSGD
 
@@ -81,27 +82,21 @@ def contestants(shapes: list[tuple[int, ...]], device: str) -> dict[str, Callabl
 
 
 def measure(
-    runs: dict[str, Callable[[], object]], *, device: str, seconds: float, rounds: int, warm: bool
+    runs: dict[str, Callable[[], object]], *, device: str, duration: float, rounds: int, warm: bool
 ) -> dict[str, float]:
-    """Minimum seconds per step: at least ``rounds`` interleaved rounds, more while ``seconds`` last."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    """Minimum seconds per step: at least ``rounds`` interleaved rounds, for ``duration`` seconds if that is longer."""
     other = torch.zeros(16 * 2**20, device=device)
     best = dict.fromkeys(runs, float("inf"))
-    deadline, done = time.monotonic() + seconds, 0
+    deadline, done = time.monotonic() + duration, 0
     while done <= rounds or time.monotonic() < deadline:
         for name, run in runs.items():
             if warm:
                 run()
             else:
                 other.add_(1.0)
-            if device != "cpu":
-                torch.accelerator.synchronize()
-            start = clock()
-            run()
-            if device != "cpu":
-                torch.accelerator.synchronize()
+            taken = seconds(run, device)
             if done:  # the first round allocates
-                best[name] = min(best[name], clock() - start)
+                best[name] = min(best[name], taken)
         done += 1
     return best
 
@@ -114,13 +109,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each model at the least")
     parser.add_argument("--warm", action="store_true", help="leave the weights in the cache")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    plain_arithmetic()
 
     columns: dict[str, dict[str, str]] = {}
     worst = 0.0
     for model, shapes in SHAPES.items():
         runs = contestants(shapes, args.device)
-        best = measure(runs, device=args.device, seconds=args.seconds, rounds=args.rounds, warm=args.warm)
+        best = measure(runs, device=args.device, duration=args.seconds, rounds=args.rounds, warm=args.warm)
         best[PROMISED] = 0.99 * best[PLAIN] + 0.01 * best[CHECKED]
         ratio = {name: value / best["SGD (foreach)"] for name, value in best.items()}
         columns[model] = {name: f"{ratio[name]:.2f} ({value * 1e3:.3g})" for name, value in best.items()}
