@@ -63,6 +63,45 @@ def test_worst_case_solves_the_trust_region_problem(seed):
     assert found >= sam_sharpness(model, mse_loss, data, radius=radius)
 
 
+class Bowl(nn.Module):
+    """L(w) = w·H w / 2 + g·w with any eigenvalues, at w = 0."""
+
+    def __init__(self, values, gradient):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(values), dtype=torch.float64))
+        self.values, self.gradient = torch.tensor(values).double(), torch.tensor(gradient).double()
+
+    def forward(self, x):
+        return (self.values @ self.weight.square() / 2 + self.gradient @ self.weight).expand(len(x))
+
+
+ONE = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("steps", [20, 200])
+@pytest.mark.parametrize("values", [(1.0, -100.0, 0.5), (1.0, -5.0, 0.1), (-1.0, -2.0, -3.0)])
+@pytest.mark.parametrize("gradient", [(0.0, 0.0, 0.0), (1e-3, 1e-3, -1e-3), (0.5, -1.0, 0.3)])
+@pytest.mark.parametrize("radius", [0.1, 1.0])
+def test_worst_case_where_the_loss_bends_down(values, gradient, radius, steps):
+    """Saddles and maxima: the truth by the trust-region problem in the ball, its interior included."""
+    v, c = torch.tensor(values).double(), torch.tensor(gradient).double()
+    low = max(float(v.max()), 0.0)
+    if not c.any():
+        truth = radius**2 * low / 2
+    else:
+        inside = -c / v
+        if v.max() < 0 and inside.norm() <= radius:
+            delta = inside
+        else:
+            mu = brentq(lambda m: float((c / (m - v)).norm()) - radius, low + 1e-13, 1e6, xtol=1e-14)
+            delta = c / (mu - v)
+        truth = (c @ delta + delta.square() @ v / 2).item()
+    found = worst_case_sharpness(Bowl(values, gradient), lambda z, _: z.mean(), ONE, radius=radius, steps=steps)
+    assert 0 <= found <= truth * (1 + 1e-9) + 1e-15
+    # a first-order ascent: at a saddle with 100 times as much curvature downwards 20 steps come half as far
+    assert found >= (0.999 if steps == 200 and values[1] > -100 else 0.5) * truth - 1e-9
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_average_on_a_quadratic_is_the_trace(adaptive):
     model, data, H, _ = quadratic()
@@ -134,8 +173,46 @@ def test_zero_gradient_and_zero_weights():
     assert worst_case_sharpness(model, mse_loss, data, radius=1.0, adaptive=True, generator=draw()) == 0
 
 
+class Root(nn.Module):
+    """|w|: a loss without a gradient at 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.weight.square().sum().sqrt().expand(len(x))
+
+
+@pytest.mark.parametrize("measure", [sam_sharpness, worst_case_sharpness])
+def test_a_gradient_that_is_not_finite(measure):
+    with pytest.raises(ValueError, match="its gradient is not"):
+        measure(Root(), lambda z, _: z.mean(), (torch.ones(1, 1), torch.zeros(1)), radius=0.1)
+
+
+def test_average_needs_no_gradient():
+    """|δ| of two normal weights has the mean (π/2)^½ ρ; and an error rate has no gradient at all."""
+    found = average_sharpness(
+        Root(), lambda z, _: z.mean(), (torch.ones(1, 1), torch.zeros(1)), radius=0.1, samples=2000
+    )
+    assert abs(found.value - 0.1 * (torch.pi / 2) ** 0.5) < 4 * found.error
+    model = nn.Linear(1, 2, bias=False)
+    model.weight.data = torch.tensor([[1.0], [0.0]])
+    data = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
+    found = average_sharpness(model, lambda z, y: (z.argmax(1) != y).float().mean(), data, radius=1.0, samples=2000)
+    assert abs(found.value - 0.2398) < 4 * found.error  # P(1 + ξ < ξ') = Φ(-1/√2)
+
+
+def test_the_length_of_a_tiny_gradient():
+    """A fitted network's gradient in float32: its square is below the smallest number."""
+    model = Bowl((0.0, 0.0), (3e-30, 4e-30)).float()
+    model.values, model.gradient = model.values.float(), model.gradient.float()
+    found = sam_sharpness(model, lambda z, _: z.mean(), (torch.ones(1, 1), torch.zeros(1)), radius=1.0)
+    assert found == pytest.approx(5e-30, rel=1e-6)
+
+
 @pytest.mark.parametrize("measure", [sam_sharpness, worst_case_sharpness, average_sharpness])
-@pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("radius", [0.0, -1.0, float("nan"), float("inf")])
 def test_radius(measure, radius):
     with pytest.raises(ValueError, match="a positive number"):
         measure(nn.Linear(2, 1), mse_loss, (torch.ones(2, 2), torch.ones(2, 1)), radius=radius)
