@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from thalweg.invariance.twin import detached_copy
 from thalweg.landscape import (
     EdgeOfStability,
     average_sharpness,
@@ -30,7 +31,7 @@ def draw(seed=0):
 
 
 def other(model):
-    twin = copy.deepcopy(model)
+    twin = detached_copy(model)
     with torch.no_grad():
         for param in twin.parameters():
             param.add_(0.1 * torch.randn(param.shape, generator=draw(3), dtype=param.dtype).to(param.device))
@@ -137,6 +138,165 @@ def test_batches_add_up_to_the_whole(name):
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)  # float64, sums in another order
 
 
+class Named(nn.Module):
+    """Inputs of several tensors, as a dict or a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 3).double()
+
+    def forward(self, inputs):
+        first, second = inputs.values() if isinstance(inputs, dict) else inputs
+        return self.last(first).tanh() + self.last(second)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("make", [lambda a, b: {"a": a, "b": b}, lambda a, b: (a, b)], ids=["dict", "tuple"])
+def test_inputs_of_several_tensors(name, make):
+    torch.manual_seed(0)
+    model, y = Named(), torch.arange(9) % 3
+    a, b = torch.randn(2, 9, 4, generator=draw(), dtype=torch.float64)
+    stacked = nn.Sequential(Stacked(model))
+    expected = ALL[name](stacked, cross_entropy, (torch.stack([a, b], dim=1), y))
+    batches = [(make(a[:5], b[:5]), y[:5]), (make(a[5:], b[5:]), y[5:])]
+    found = [ALL[name](model, cross_entropy, data) for data in [(make(a, b), y), batches]]
+    if name == "bezier":  # takes one batch a step
+        found = found[:1]
+    for one in found:
+        torch.testing.assert_close(figures(one), figures(expected), rtol=1e-9, atol=1e-9)  # float64
+
+
+class Stacked(nn.Module):
+    """The same model with its inputs in one tensor."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner((x[:, 0], x[:, 1]))
+
+
+def figures(found):
+    if isinstance(found, (torch.Tensor, float)):
+        return found
+    return {key: value for key, value in vars(found).items() if value is not None}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_targets_may_be_none(name):
+    model, x = nn.Linear(4, 4), torch.randn(8, 4, generator=draw())
+
+    def loss(output, _):
+        return output.square().mean()
+
+    found = [ALL[name](model, loss, data) for data in [(x, None), [(x, None)], (x, x)]]
+    for one in found[:2]:
+        torch.testing.assert_close(figures(one), figures(found[2]))
+
+
+class Noting(nn.Module):
+    """Keeps on itself what it last did."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.calls, self.seen = nn.Linear(4, 3), 0, None
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen = self.last(x)
+        return self.seen
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_modules_note_on_themselves_is_left(name):
+    """The deprecated weight normalization keeps the weight it last computed, for whoever reads it next."""
+    data = torch.randn(6, 4, generator=draw()), torch.arange(6) % 3
+    noting, normed = Noting(), Named().float().last
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(normed)
+    before, weight = noting(data[0]), normed.weight
+    for model in (noting, normed):
+        ALL[name](model, cross_entropy, data)
+        with pytest.raises(ZeroDivisionError):
+            ALL[name](model, lambda output, y: 1 / 0, data)
+    assert noting.seen is before
+    assert noting.calls == 1
+    assert normed.weight is weight
+
+
+@pytest.mark.parametrize("name", ["bezier", "sam", "worst"])
+def test_a_loss_without_a_gradient(name):
+    data = torch.ones(6, 4), torch.arange(6) % 3
+    with pytest.raises(ValueError, match="does not depend on the trainable parameters"):
+        ALL[name](nn.Linear(4, 3), lambda output, y: cross_entropy(output.detach(), y), data)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "data", [torch.ones(6, 4), [(torch.ones(6, 4), torch.ones(6), torch.ones(6))], [{"x": torch.ones(6, 4)}]]
+)
+def test_data_that_are_no_pairs(name, data):
+    with pytest.raises(TypeError, match=r"must be a pair \(input, target\) or an iterable of such pairs"):
+        ALL[name](nn.Linear(4, 3), cross_entropy, data)
+
+
+class Recurrent(nn.Module):
+    """A GRU, which torch cannot differentiate for all samples at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)[0][:, -1]
+
+
+UNVECTORISED = {
+    "mask": (lambda: nn.Linear(4, 3), lambda z, y: z[y > 0].square().sum(), torch.randn(7, 3, generator=draw())),
+    "if": (
+        lambda: nn.Linear(4, 3),
+        lambda z, y: z.square().mean() if z.sum().item() > 0 else z.mean(),
+        torch.ones(7, 3),
+    ),
+    "gru": (Recurrent, cross_entropy, torch.arange(7) % 3),
+    "instance norm": (
+        lambda: nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.Flatten(), nn.Linear(12, 3)),
+        cross_entropy,
+        torch.arange(7) % 3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNVECTORISED)
+def test_samples_one_by_one_where_they_cannot_be_vectorised(case):
+    make, loss_fn, y = UNVECTORISED[case]
+    torch.manual_seed(0)
+    model = make().double()
+    x = torch.randn(7, 3, 4, generator=draw(), dtype=torch.float64)
+    x = x[:, 0] if isinstance(model, nn.Linear) else x
+    alone = [loss_fn(model(x[i : i + 1]), y[i : i + 1]) for i in range(7)]
+    torch.testing.assert_close(per_sample_losses(model, loss_fn, (x, y)), torch.stack(alone))
+    params = list(model.parameters())
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)]) for loss in alone]
+    found = gradient_noise_scale(model, loss_fn, (x, y), chunk=4)
+    assert found.noise == pytest.approx(torch.stack(rows).T.cov().trace().item(), rel=1e-10)  # float64
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+@pytest.mark.parametrize("y", [torch.zeros(5, dtype=torch.long), torch.tensor(0)])
+def test_another_number_of_targets(name, y):
+    with pytest.raises(ValueError, match="a batch has 6 inputs and targets of shape"):
+        ALL[name](nn.Linear(4, 3), cross_entropy, (torch.ones(6, 4), y))
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+@pytest.mark.parametrize("loss_fn", [lambda z, y: 1.0, lambda z, y: z.sum(0)], ids=["number", "vector"])
+def test_a_loss_of_a_sample_is_one_number(name, loss_fn):
+    with pytest.raises(ValueError, match=r"must return one number|gave the shape \(3,\) for 6 samples"):
+        ALL[name](nn.Linear(4, 3), loss_fn, (torch.ones(6, 4), torch.zeros(6)))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_active_dropout(name):
     model = network().train()
@@ -186,7 +346,7 @@ def test_running_statistics_on_a_path(name):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("data", [[], (torch.ones(0, 4), torch.ones(0, dtype=torch.long))])
 def test_no_data(name, data):
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError, match="there is no data"):
         ALL[name](nn.Linear(4, 3), cross_entropy, data)
 
 
@@ -226,4 +386,6 @@ def test_an_accelerator_runs_everything(name):
     model = network().float().eval().to(device)
     model[1] = nn.Identity()
     x, y = images()
-    assert ALL[name](model, cross_entropy, (x.float().to(device), y.to(device))) is not None
+    there = ALL[name](model, cross_entropy, (x.float().to(device), y.to(device)))
+    brought = ALL[name](model, cross_entropy, (x.float(), y))  # as a loader gives them
+    torch.testing.assert_close(figures(brought), figures(there))

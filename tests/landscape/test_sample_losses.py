@@ -36,6 +36,32 @@ def test_a_loss_of_another_shape():
         per_sample_losses(nn.Identity(), nn.MSELoss(reduction="none"), (torch.ones(5, 3), torch.ones(5, 3)))
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"wieght": torch.zeros(3, 4)}, "wieght of shape .* is none of the model's"),
+        ({"weight": torch.zeros(1, 4)}, r"weight of shape \(1, 4\) has the shape \(3, 4\) in the model"),
+    ],
+)
+def test_parameters_of_another_model(params, message):
+    with pytest.raises(ValueError, match=message):
+        per_sample_losses(nn.Linear(4, 3), mse_loss, (torch.ones(2, 4), torch.ones(2, 3)), params=params)
+
+
+def test_no_sample_at_a_time():
+    with pytest.raises(ValueError, match="batch_size=0"):
+        per_sample_losses(nn.Linear(4, 3), mse_loss, (torch.ones(2, 4), torch.ones(2, 3)), batch_size=0)
+
+
+def test_outputs_of_several_tensors():
+    model = nn.Module()
+    model.forward = lambda x: (x, {"twice": 2 * x})
+    losses = per_sample_losses(
+        model, lambda z, y: (z[0] + z[1]["twice"] - y).square().mean(), (torch.ones(3, 2), torch.zeros(3, 2))
+    )
+    torch.testing.assert_close(losses, torch.full((3,), 9.0))
+
+
 def test_neighbourhood_is_gaussian_in_its_span():
     model = nn.Linear(4, 1, bias=False)
     basis = torch.linalg.qr(torch.randn(4, 2, generator=draw())).Q

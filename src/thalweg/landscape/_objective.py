@@ -2,6 +2,7 @@
 
 Measuring never touches the model: parameters are replaced by `torch.func.functional_call`, and buffers by copies, so
 that a batch normalization in training mode uses the statistics of its batch and leaves the running ones as they were.
+What modules note on themselves in a forward pass (the last activation, a weight computed by a hook) is put back.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.curvature.chunks import LossFunction, sample_count, take
+from thalweg.curvature.chunks import LossFunction, read_batches, sample_count, take
 from thalweg.curvature.evaluation import require_fixed_function, require_repeatable, twice_differentiable
 
 __all__ = [
     "LossFunction",
     "Objective",
     "batches_of",
+    "device_of",
     "evaluate",
     "few_samples",
     "flat_parameters",
@@ -29,24 +32,29 @@ __all__ = [
 ]
 
 
-def batches_of(data: Any) -> Iterator[tuple[Any, Any]]:
-    """Batches (input, target) of ``data``: one pair of tensors, or an iterable of pairs that can be read again.
+def batches_of(data: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """Batches (input, target) of ``data`` on a device: one pair, or an iterable of pairs that can be read again.
 
     Raises:
-        TypeError: an iterator, which could be read only once.
+        TypeError: an iterator, which could be read only once, or something else than pairs.
         ValueError: there are no samples.
     """
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
-        data = [data]
+    if isinstance(data, (tuple, list)) and len(data) == 2 and any(isinstance(part, Tensor) for part in data):
+        data = [data]  # inputs may be a tensor, or a dict or tuple of them; no batch is a tensor
     if isinstance(data, Iterator):
         raise TypeError("data is an iterator, which can be read only once: give a pair (inputs, targets) or a list")
     empty = True
-    for x, y in data:
-        if _count(x, y):
-            empty = False
-            yield x, y
+    for batch in data:
+        yield from read_batches([batch], device)
+        empty = False
     if empty:
-        raise ValueError("data has no samples: give at least one batch (input, target)")
+        raise ValueError("there is no data: give at least one batch (input, target)")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter or buffer lies; the CPU if it has none."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def flat_parameters(model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
@@ -61,9 +69,9 @@ def flat_parameters(model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
     return params, torch.cat([param.reshape(-1) for param in params.values()])
 
 
-def few_samples(data: Any) -> tuple[Any, Any]:
+def few_samples(data: Any, device: torch.device) -> tuple[Any, Any]:
     """The first two samples of the first batch, the whole batch where input and target do not have as many."""
-    x, y = next(batches_of(data))
+    x, y = next(batches_of(data, device))
     return (take(x, 0, 2), take(y, 0, 2)) if sample_count(x) == sample_count(y) else (x, y)
 
 
@@ -74,14 +82,20 @@ def require_deterministic(model: nn.Module, data: Any) -> None:
         ValueError: layers such as dropout in training mode, or outputs that differ from call to call.
     """
     require_fixed_function(model)
-    x, _ = few_samples(data)
+    x, _ = few_samples(data, device_of(model))
     require_repeatable(lambda: evaluate(model, {}, x))
 
 
 def evaluate(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Any:
     """The model's output with other parameters, and copies of its buffers."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    return functional_call(model, {**buffers, **params}, (x,))
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        return functional_call(model, {**buffers, **params}, (x,))
+    finally:
+        for present, before in attributes:
+            present.clear()
+            present.update(before)
 
 
 class Objective:
@@ -132,23 +146,24 @@ class Objective:
     def value(self, theta: Tensor) -> Tensor:
         """L(θ), a scalar; it may be infinite or NaN."""
         params, total, n = self.named(theta), theta.new_zeros(()), 0
-        for x, y in batches_of(self.data):
-            total, n = total + _count(x, y) * self._loss(params, x, y), n + _count(x, y)
+        for x, y in batches_of(self.data, theta.device):
+            size = sample_count(x)
+            total, n = total + size * self._loss(params, x, y), n + size
         return total / n
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ) and ∇L(θ)."""
         total, gradient, n = theta.new_zeros(()), torch.zeros_like(theta), 0
-        for x, y in batches_of(self.data):
+        for x, y in batches_of(self.data, theta.device):
             loss, _, g = self._differentiate(theta, x, y, create_graph=False)
-            size = _count(x, y)
+            size = sample_count(x)
             total, gradient, n = total + size * loss.detach(), gradient.add_(g, alpha=size), n + size
         return total / n, gradient / n
 
     def products(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
         """Products v -> H(θ) v. One batch keeps its graph for all of them; several batches rebuild theirs in turn."""
-        batches = list(batches_of(self.data))
-        n = sum(_count(x, y) for x, y in batches)
+        batches = list(batches_of(self.data, theta.device))
+        n = sum(sample_count(x) for x, _ in batches)
         kept = self._differentiate(theta, *batches[0], create_graph=True) if len(batches) == 1 else None
 
         def product(v: Tensor) -> Tensor:
@@ -159,7 +174,7 @@ class Objective:
                     (Hv,) = torch.autograd.grad(
                         gradient, leaf, v, retain_graph=kept is not None, materialize_grads=True
                     )
-                    total.add_(Hv, alpha=_count(x, y) / n)
+                    total.add_(Hv, alpha=sample_count(x) / n)
             return total
 
         return product
@@ -174,10 +189,9 @@ class Objective:
         with torch.enable_grad(), twice_differentiable() if create_graph else nullcontext():
             leaf = theta.detach().requires_grad_()
             loss = self._loss(self.named(leaf), x, y)
+            if not loss.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on the trainable parameters: does the model or loss_fn detach its output?"
+                )
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph)
         return loss, leaf, gradient
-
-
-def _count(x: Any, y: Any) -> int:
-    """Samples in a batch: the length of the input, or of the target where the input is no tensor."""
-    return len(x) if isinstance(x, Tensor) else len(y)

@@ -137,7 +137,7 @@ class EdgeOfStability:
         if not all("lr" in group for group in optimizer.param_groups):
             raise ValueError("the optimizer has a group without lr: 2 / lr needs one")
         self._objective = Objective(model, loss_fn, data)
-        x, y = few_samples(data)
+        x, y = few_samples(data, self._objective.theta.device)
         if isinstance(z := evaluate(model, {}, x), Tensor):
             LossHead(lambda z: loss_fn(z, y), z).check_curvature()
         self.optimizer = optimizer

@@ -22,16 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad
 
 from thalweg.curvature.evaluation import require_independent_samples
-from thalweg.landscape._objective import (
-    LossFunction,
-    batches_of,
-    evaluate,
-    flat_parameters,
-    require_deterministic,
-)
+from thalweg.landscape._objective import LossFunction, evaluate, flat_parameters, require_deterministic
+from thalweg.landscape._samples import each_sample, one_number, parts_of
 
 __all__ = ["NoiseScale", "gradient_noise_scale", "noise_scale_from_norms"]
 
@@ -59,12 +54,13 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
     Args:
         model: in evaluation mode if it has batch normalization or dropout; it is not touched.
         loss_fn: ``loss_fn(output, target)``, the mean over the batch; called with batches of one.
-        data: a pair (inputs, targets) of tensors, or batches of them.
+        data: a pair (inputs, targets), or batches of them.
         chunk: samples differentiated at a time.
 
     Raises:
-        ValueError: fewer than two samples, batch statistics, a random output, no trainable parameter, a gradient that
-            is not finite.
+        TypeError: data that are no pairs, or can be read only once.
+        ValueError: fewer than two samples, inputs without targets, batch statistics, a random output, no trainable
+            parameter, a loss of a sample that is not one number, or a gradient that is not finite.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -78,18 +74,19 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
     params, theta = flat_parameters(model)
     require_deterministic(model, data)
 
-    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss_fn(evaluate(model, params, x.unsqueeze(0)), y.unsqueeze(0)).reshape(())
+    def loss(params: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+        return one_number(loss_fn(evaluate(model, params, x), y))
 
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
+    def gradient(x: Any, y: Any) -> Tensor:
+        return torch.cat([part.reshape(-1) for part in grad(loss)(params, x, y).values()])
+
     n, mean, spread = 0, torch.zeros_like(theta), theta.new_zeros(())
-    for batch in batches_of(data):
-        for x, y in zip(*(torch.split(part, chunk) for part in batch), strict=True):
-            g = torch.cat([part.flatten(1) for part in per_sample(params, x, y).values()], dim=1)
-            # Chan's update keeps the digits that Σ|g|² - N|ḡ|² cancels
-            count, centre = len(g), g.mean(dim=0)
-            spread = spread + (g - centre).square().sum() + (centre - mean).square().sum() * n * count / (n + count)
-            mean, n = torch.lerp(mean, centre, count / (n + count)), n + count
+    for x, y in parts_of(data, theta.device, chunk):
+        g = each_sample(gradient, x, y)
+        # Chan's update keeps the digits that Σ|g|² - N|ḡ|² cancels
+        count, centre = len(g), g.mean(dim=0)
+        spread = spread + (g - centre).square().sum() + (centre - mean).square().sum() * n * count / (n + count)
+        mean, n = torch.lerp(mean, centre, count / (n + count)), n + count
     if n < 2:
         raise ValueError(f"{n} sample: at least two expected, for a variance")
     if not bool(torch.isfinite(spread)):

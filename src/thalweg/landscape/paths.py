@@ -125,7 +125,7 @@ def bezier_path(
     bend = torch.lerp(first, last, 0.5).requires_grad_()
     optimizer = torch.optim.Adam([bend], lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    for batch, s in zip(_endless(data), torch.rand(steps, generator=generator).tolist(), strict=False):
+    for batch, s in zip(_endless(data, first.device), torch.rand(steps, generator=generator).tolist(), strict=False):
         _, gradient = objective.on([batch]).gradient(_bezier(first, bend.detach(), last, s))
         bend.grad = 2 * s * (1 - s) * gradient
         optimizer.step()
@@ -197,9 +197,9 @@ def _turn(first: Tensor, last: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(lengths[0], lengths[1], s) * turned
 
 
-def _endless(data: Any) -> Iterator[tuple[Any, Any]]:
+def _endless(data: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
     while True:
-        yield from batches_of(data)
+        yield from batches_of(data, device)
 
 
 def _bezier(first: Tensor, bend: Tensor, last: Tensor, t: float) -> Tensor:

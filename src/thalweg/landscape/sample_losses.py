@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
+from thalweg.curvature.chunks import sample_count
 from thalweg.curvature.evaluation import require_independent_samples
 from thalweg.landscape._objective import (
     LossFunction,
-    batches_of,
+    device_of,
     evaluate,
     flat_parameters,
     require_deterministic,
 )
+from thalweg.landscape._samples import each_sample, one_number, parts_of
 
 __all__ = ["neighbourhood", "per_sample_losses"]
 
@@ -38,34 +39,47 @@ def per_sample_losses(
             per sample (``reduction="none"``), which is faster.
         data: a pair (inputs, targets), or batches of them.
         params: values that replace the model's parameters of these names.
-        batch_size: samples at a time where ``data`` is a pair.
+        batch_size: samples at a time; larger batches are cut.
 
     Returns:
         l: (N,).
 
     Raises:
-        ValueError: no samples, batch statistics, a random output, or a loss of another shape.
+        TypeError: data that are no pairs, or can be read only once.
+        ValueError: no samples, inputs without targets, batch statistics, a random output, a loss of another shape,
+            unknown parameters, or no sample at a time.
 
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]])
     >>> per_sample_losses(nn.Identity(), nn.functional.mse_loss, (x, y))
     tensor([1., 4.])
     """
     require_independent_samples(model)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
-        data = list(zip(*(torch.split(part, batch_size) for part in data), strict=True))
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: at least one sample at a time expected")
+    params = _known(model, params or {})
     require_deterministic(model, data)
     rows = []
-    for x, y in batches_of(data):
-        output = evaluate(model, params or {}, x)
-        losses = loss_fn(output, y)
-        if losses.ndim == 0:
-            losses = vmap(lambda o, t: loss_fn(o.unsqueeze(0), t.unsqueeze(0)))(output, y)
-        elif losses.shape != (len(y),):
+    for x, y in parts_of(data, device_of(model), batch_size):
+        output = evaluate(model, params, x)
+        losses, n = loss_fn(output, y), sample_count(x)
+        if isinstance(losses, Tensor) and losses.shape == (n,):
+            rows.append(losses)
+        elif isinstance(losses, Tensor) and losses.ndim:
             raise ValueError(
-                f"loss_fn gave the shape {tuple(losses.shape)} for {len(y)} samples: a scalar or a number each expected"
+                f"loss_fn gave the shape {tuple(losses.shape)} for {n} samples: a scalar or a number each expected"
             )
-        rows.append(losses)
+        else:
+            rows.append(each_sample(lambda o, t: one_number(loss_fn(o, t)), output, y))
     return torch.cat(rows)
+
+
+def _known(model: nn.Module, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in params.items():
+        if name not in own or own[name].shape != value.shape:
+            shape = f"has the shape {tuple(own[name].shape)} in the model" if name in own else "is none of the model's"
+            raise ValueError(f"params: {name} of shape {tuple(value.shape)} {shape}: give parameters of this model")
+    return params
 
 
 def neighbourhood(

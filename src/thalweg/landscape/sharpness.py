@@ -99,7 +99,7 @@ def worst_case_sharpness(
     u = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
     u = _to_length(_to_length(scale * gradient, radius) + 0.1 * _to_length(u * (scale > 0), radius), radius)
     best, gradient = objective.gradient(w + scale * u)
-    for _ in range(steps - 1):
+    for _ in range(steps):
         tried = u + _to_length(scale * gradient, rate * radius)
         tried = tried * (radius / tried.norm()).clamp(max=1.0)
         loss, ahead = objective.gradient(w + scale * tried)
