@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 
 from thalweg.landscape import EdgeOfStability
-from thalweg.landscape.edge_of_stability import ritz_top
+from thalweg.landscape.edge_of_stability import ritz_top, stability_limit
 
 
 def draw(seed=0):
@@ -83,6 +83,44 @@ def test_reads_the_largest_and_current_rate():
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     assert tracker.measure().threshold == float("inf")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.9, "dampening": 0.5},
+        {"momentum": 0.5, "weight_decay": 0.3},
+        {"weight_decay": 0.3},
+        {"dampening": 0.5},  # without momentum torch dampens nothing
+    ],
+)
+def test_threshold_is_where_descent_on_a_quadratic_starts_to_diverge(options):
+    lr = 0.2
+    for factor, stable in [(0.98, True), (1.02, False)]:
+        w = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = torch.optim.SGD([w], lr=lr, **options)
+        sharpness = factor * stability_limit(optimizer)
+        for _ in range(3000):
+            optimizer.zero_grad()
+            (sharpness * w.square() / 2).sum().backward()
+            optimizer.step()
+        assert (abs(w.item()) < 1e-3) == stable, (factor, w.item())
+        assert (abs(w.item()) > 1e3 or w.isnan().item()) != stable
+
+
+def test_parameters_that_start_to_train():
+    model, data = network(), classes()
+    model[0].requires_grad_(False)
+    tracker = EdgeOfStability(model, cross_entropy, data, torch.optim.SGD(model.parameters(), lr=0.1))
+    tracker.measure()
+    model[0].requires_grad_(True)
+    row = tracker.measure()
+    assert row.products == 30  # as the first time: the vector found before is one of another space
+    assert row.sharpness == pytest.approx(top_eigenvalue(model, cross_entropy, data), rel=1e-6)
+    assert tracker.measure().products == 3
 
 
 def test_ritz_value_is_the_krylov_space():

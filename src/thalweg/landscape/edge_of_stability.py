@@ -10,8 +10,13 @@ residual |H v - λ v| bounds its distance to the nearest eigenvalue; the first m
 more products. All later ones add a random vector of length 1/100 to v: no power of H leads from v to an eigenvector
 that is orthogonal to it, were its eigenvalue to overtake.
 
-2 / lr is the threshold of gradient descent on the whole data set. Heavy-ball momentum β raises it to (2 + 2β) / lr;
-adaptive methods have one for the preconditioned Hessian, and then only lr, not the threshold, has a meaning here.
+The threshold is that of the whole data set's gradient, for torch.optim.SGD with momentum β, dampening τ and weight
+decay γ (which adds γ to every eigenvalue)
+
+    2 (1 + β) / (lr (1 - τ)) - γ          2 (1 + β) / (lr (1 + 2β)) - γ by Nesterov        Cohen et al. 2021, eq. 1
+
+and 2 / lr for other optimizers. Adaptive methods have one for the preconditioned Hessian, and then only lr, not the
+threshold, has a meaning here.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from torch.optim import Optimizer
 from thalweg.curvature.second_order import LossHead
 from thalweg.landscape._objective import LossFunction, Objective, evaluate, few_samples
 
-__all__ = ["EdgeOfStability", "SharpnessRow", "ritz_top"]
+__all__ = ["EdgeOfStability", "SharpnessRow", "ritz_top", "stability_limit"]
 
 FRESH = 0.01  # of the start is random: the residual it leaves is far below that of a moving Hessian
 
@@ -77,7 +82,7 @@ class SharpnessRow:
         step: how many measurements came before.
         sharpness: λ, a lower bound of λ_max(H) that meets it as the residual falls.
         residual: |H v - λ v|: an eigenvalue lies within it.
-        threshold: 2 / lr; infinite at lr = 0.
+        threshold: of stability, as `stability_limit` gives it: 2 / lr for plain gradient descent.
         products: Hessian-vector products spent.
 
     >>> SharpnessRow(step=0, sharpness=19.0, residual=0.1, threshold=20.0, products=3).ratio
@@ -96,6 +101,30 @@ class SharpnessRow:
         return self.sharpness / self.threshold
 
 
+def stability_limit(optimizer: Optimizer) -> float:
+    """The sharpness from which on a step of the optimizer diverges on a quadratic: the lowest of its groups.
+
+    Returns:
+        That of the module's formulas, infinite at lr = 0.
+
+    >>> weight = nn.Parameter(torch.zeros(1))
+    >>> stability_limit(torch.optim.SGD([weight], lr=0.1)), stability_limit(torch.optim.SGD([weight], 0.1, 0.5))
+    (20.0, 30.0)
+    """
+    return min(_limit(group, isinstance(optimizer, torch.optim.SGD)) for group in optimizer.param_groups)
+
+
+def _limit(group: dict[str, Any], sgd: bool) -> float:
+    lr = float(group["lr"])
+    if not lr:
+        return float("inf")
+    if not sgd:
+        return 2 / lr
+    beta = group["momentum"]
+    share = 1 + 2 * beta if group["nesterov"] else 1 - group["dampening"] if beta else 1
+    return float(2 * (1 + beta) / (lr * share) - group["weight_decay"])
+
+
 class EdgeOfStability:
     """Follows λ_max(H) of a model in training.
 
@@ -103,9 +132,9 @@ class EdgeOfStability:
         model: measured at its current weights and in its current mode; its running statistics are not changed.
         loss_fn: ``loss_fn(output, target)``, the mean over the batch.
         data: a pair (inputs, targets), or batches that can be read more than once; fixed, for a curve of one function.
-        optimizer: any; the largest ``lr`` of its groups counts.
+        optimizer: any; the group with the lowest threshold counts, at its present ``lr``.
         products: for each measurement, 2 to 5.
-        first: for the first one.
+        first: for the first one, and wherever other parameters are trainable than before.
         generator: draws the starts, on the CPU; None is one of its own, so that training draws what it would without.
 
     Raises:
@@ -135,7 +164,7 @@ class EdgeOfStability:
         if products < 1 or first < 1:
             raise ValueError(f"products={products}, first={first}: at least one product per measurement expected")
         if not all("lr" in group for group in optimizer.param_groups):
-            raise ValueError("the optimizer has a group without lr: 2 / lr needs one")
+            raise ValueError("the optimizer has a group without lr: the threshold needs one")
         self._objective = Objective(model, loss_fn, data)
         x, y = few_samples(data, self._objective.theta.device)
         if isinstance(z := evaluate(model, {}, x), Tensor):
@@ -144,7 +173,7 @@ class EdgeOfStability:
         self.rows: list[SharpnessRow] = []
         self._products, self._first = products, first
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
-        self._vector: Tensor | None = None
+        self._found: tuple[dict[str, torch.Size], Tensor] | None = None
 
     def measure(self) -> SharpnessRow:
         """Measure at the current weights, keep the row and return it.
@@ -155,10 +184,11 @@ class EdgeOfStability:
         objective = self._objective.at_present()
         w, budget = objective.theta, self._products
         start = torch.randn(w.shape, generator=self._generator, dtype=w.dtype).to(w.device)
-        if self._vector is None:
+        layout = {name: param.shape for name, param in objective.params.items()}
+        if self._found is None or self._found[0] != layout:
             budget = self._first
         else:
-            start = self._vector + FRESH * start / start.norm()
+            start = self._found[1].to(start) + FRESH * start / start.norm()
         used = 0
         multiply = objective.products(w)
 
@@ -170,8 +200,7 @@ class EdgeOfStability:
                 raise ValueError("the Hessian is not finite at these weights: stop measuring when training diverges")
             return Hv
 
-        sharpness, self._vector, residual = ritz_top(product, start, budget)
-        lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
-        threshold = 2 / lr if lr else float("inf")
-        self.rows.append(SharpnessRow(len(self.rows), sharpness, residual, threshold, used))
+        sharpness, vector, residual = ritz_top(product, start, budget)
+        self._found = layout, vector
+        self.rows.append(SharpnessRow(len(self.rows), sharpness, residual, stability_limit(self.optimizer), used))
         return self.rows[-1]
