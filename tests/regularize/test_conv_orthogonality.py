@@ -142,11 +142,18 @@ def test_the_penalty_bounds_the_singular_values_of_the_operator(inputs, outputs,
 
 
 @pytest.mark.parametrize(
-    ("shape", "options"),
-    [((3, 3), {}), ((3, 2, 3, 3), {"groups": 2}), ((3, 2, 3, 3), {"stride": (2,)}), ((3, 2, 3), {"dilation": (1, 1)})],
+    ("shape", "options", "message"),
+    [
+        ((3, 3), {}, "a kernel .* expected, got shape"),
+        ((3, 2, 3, 3), {"groups": 2}, "a kernel .* expected, got shape"),
+        ((3, 2, 3, 3), {"groups": 0}, "a multiple of groups=0"),
+        ((3, 2, 3, 3), {"stride": (2,)}, r"stride must be an integer >= 1, or one for each of 2 axes, got \(2,\)"),
+        ((3, 2, 3, 3), {"stride": 0}, "stride must be an integer >= 1"),
+        ((3, 2, 3), {"dilation": (1, 1)}, "dilation must be an integer >= 1, or one for each of 1 axes"),
+    ],
 )
-def test_what_is_no_convolution_is_refused(shape, options):
-    with pytest.raises(ValueError, match="a kernel .* expected, got shape"):
+def test_what_is_no_convolution_is_refused(shape, options, message):
+    with pytest.raises(ValueError, match=message):
         conv_orthogonality(torch.ones(shape), **options)
 
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from thalweg.regularize.axes import axis_shapes, pixels_read, shortened
 from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.frame import frame_penalty
-from thalweg.regularize.row_types import axis_rows, axis_shapes, make_plan, pixels_read
+from thalweg.regularize.row_types import axis_rows, make_plan
 
 A, B = 0.5, 2.0
 TOLERANCE = 1e-12  # relative, float64: sums of at most some thousand products of order one
@@ -122,6 +123,37 @@ def test_the_number_of_row_types_does_not_depend_on_the_map():
         assert sizes[0] == sizes[1] == sizes[2]
     counts = [axis_rows(axis_shapes((3,), (h,), padding=1)[0], "col").counts for h in (8, 64)]
     assert counts == [[1, 1, 4, 1, 1], [1, 1, 60, 1, 1]]
+
+
+@pytest.mark.parametrize(("side", "phases"), [("col", 4), ("row", 1)])
+def test_the_middle_of_a_layer_on_raw_audio_is_found_once(side, phases):
+    (shape,) = axis_shapes((32,), (16_000,), stride=4)
+    assert shortened(shape)[0].size <= 2 * (31 + 4) + 4 * 8  # 8 outputs end beyond what a row at the border sees
+    plan = make_plan((shape,), side)
+    repeated = plan.share[plan.share > 0.01]
+    assert len(repeated) == phases  # those of the stride; of every row type at the ends there is one position
+    rows = 16_000 if side == "col" else shape.outputs
+    assert repeated.sum().item() == pytest.approx(1 - (len(plan.share) - phases) / rows, rel=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    taps=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    spare=st.integers(20, 60),
+    circular=st.booleans(),
+    side=st.sampled_from(["col", "row"]),
+)
+def test_a_long_map_is_its_ends_and_a_repeated_middle(taps, stride, padding, dilation, spare, circular, side):
+    K = torch.randn(2, 2, taps, dtype=torch.float64, generator=torch.Generator().manual_seed(10)).requires_grad_()
+    options = {"stride": (stride,), "padding": (padding,), "dilation": (dilation,), "groups": 1, "circular": circular}
+    size = (dilation * (taps - 1) + 1 + spare,)
+    shape = axis_shapes((taps,), size, **{name: value for name, value in options.items() if name != "groups"})[0]
+    assert shortened(shape)[1] > 0 or spare < 2 * (dilation * (taps - 1) + padding + stride)
+    assert_value_and_gradient(K, size, side, options)
+    assert pixels_read(shape) == int(dense(torch.ones(1, 1, taps), size, **options).any(0).sum())
 
 
 def test_half_of_the_blocks_are_enough_for_a_3_x_3_kernel():

@@ -19,7 +19,7 @@ from torch.nn.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_t
 from thalweg.operators.blocks import block_shape, fourier_singular_values, patch_singular_values
 from thalweg.operators.layer import LayerOperator
 
-__all__ = ["ConvolutionOperator"]
+__all__ = ["ConvolutionOperator", "per_axis"]
 
 CONV = {1: conv1d, 2: conv2d, 3: conv3d}
 TRANSPOSE = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
@@ -82,7 +82,7 @@ class ConvolutionOperator(LayerOperator):
             )
         self.groups = groups
         self.size, self.taps = self.input_shape[1:], tuple(weight.shape[2:])
-        self.stride, self.dilation = _per_axis(stride, axes, "stride"), _per_axis(dilation, axes, "dilation")
+        self.stride, self.dilation = per_axis(stride, axes, "stride"), per_axis(dilation, axes, "dilation")
         self.circular = padding_mode == "circular"
         self.padding = self._margins(padding)
         spans = [d * (k - 1) + 1 for k, d in zip(self.taps, self.dilation, strict=True)]
@@ -149,7 +149,7 @@ class ConvolutionOperator(LayerOperator):
             return tuple((total // 2, total - total // 2) for total in spare)
         if isinstance(padding, str) and padding != "valid":
             raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-        return tuple((p, p) for p in _per_axis(0 if isinstance(padding, str) else padding, len(self.taps), "padding"))
+        return tuple((p, p) for p in per_axis(0 if isinstance(padding, str) else padding, len(self.taps), "padding"))
 
     def _pad(self, x: Tensor) -> Tensor:
         margins = [p for pair in reversed(self.padding) for p in pair]  # the last axis first
@@ -174,7 +174,15 @@ def _at(axis: int, before: int, after: int) -> list[int]:
     return [0, 0] * (-axis - 1) + [before, after]
 
 
-def _per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
+def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
+    """A stride, dilation or padding for each axis.
+
+    Raises:
+        ValueError: a number out of range, or not one for each axis.
+
+    >>> per_axis(2, 3, "stride")
+    (2, 2, 2)
+    """
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     lowest = 0 if name == "padding" else 1
     if len(values) != axes or min(values) < lowest:

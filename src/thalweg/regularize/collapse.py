@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from thalweg.regularize.axes import AxisShape
 from thalweg.regularize.circles import circles, taps_of_kernel
-from thalweg.regularize.row_types import AxisShape, make_plan
+from thalweg.regularize.row_types import make_plan
 
 __all__ = ["radius_ratio", "warn_of_collapse"]
 
@@ -30,7 +31,7 @@ def radius_ratio(kernel: Tensor, axes: Sequence[AxisShape], gram: str) -> float:
         gram: "col", "read" or "row".
 
     >>> import torch
-    >>> from thalweg.regularize.row_types import axis_shapes
+    >>> from thalweg.regularize.axes import axis_shapes
     >>> W = torch.tensor([[1.0, 1.0], [0.0, 1.0]])  # WᵀW = [[1, 1], [1, 2]]
     >>> round(radius_ratio(W[None], axis_shapes((1,), (1,)), "col"), 4)
     0.6667

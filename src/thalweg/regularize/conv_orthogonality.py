@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from thalweg.operators.convolution import per_axis
 from thalweg.regularize.gram import grouped_kernel
 from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
@@ -63,13 +64,12 @@ def conv_orthogonality(
     (tensor(0.), tensor(0.), tensor(18.))
     """
     taps = weight.shape[2:]
-    strides = [stride] * len(taps) if isinstance(stride, int) else list(stride)
-    dilations = [dilation] * len(taps) if isinstance(dilation, int) else list(dilation)
-    if not taps or weight.shape[0] % groups or {len(strides), len(dilations)} != {len(taps)}:
+    if not taps or groups < 1 or weight.shape[0] % groups:
         raise ValueError(
-            f"a kernel (O, I / groups, k…) with O a multiple of groups={groups} and one stride and dilation for each "
-            f"k expected, got shape {tuple(weight.shape)}, stride={stride}, dilation={dilation}"
+            f"a kernel (O, I / groups, k…) with O a multiple of groups={groups} expected, got shape "
+            f"{tuple(weight.shape)}"
         )
+    strides, dilations = per_axis(stride, len(taps), "stride"), per_axis(dilation, len(taps), "dilation")
     # In units of taps: rows meet where the dilated shift is a multiple of S. Pixels that are never read do not count.
     steps = [min(S // math.gcd(S, d), k) for S, d, k in zip(strides, dilations, taps, strict=True)]
     K = grouped_kernel(weight, groups)

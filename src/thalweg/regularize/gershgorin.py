@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.regularize.axes import AxisShape
 from thalweg.regularize.circles import circles, circles_gradient, kernel_of_taps, taps_of_kernel
 from thalweg.regularize.gram import Boundary, LayerMap, Side, check_bounds, grouped_kernel
-from thalweg.regularize.row_types import AxisShape, Plan, make_plan
+from thalweg.regularize.row_types import Plan, make_plan
 
 __all__ = ["circle_hinge", "frame_penalty", "gershgorin_penalty"]
 

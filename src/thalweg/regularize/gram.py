@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from thalweg.regularize.row_types import AxisShape, axis_shapes, pixels_read
+from thalweg.regularize.axes import AxisShape, axis_shapes, pixels_read
 
 __all__ = ["Boundary", "GramSide", "LayerMap", "Side", "gram_side"]
 
@@ -119,10 +119,10 @@ class LayerMap:
         """Check shapes and options, and resolve them; arguments as for `frame_penalty`."""
         if boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be 'exact' or 'interior', got {boundary!r}")
-        if weight.ndim < 2 or weight.shape[0] % groups:
+        if weight.ndim < 2 or weight.is_complex() or groups < 1 or weight.shape[0] % groups:
             raise ValueError(
-                f"a weight (out, in / groups, taps…) with out a multiple of groups={groups} is needed, got "
-                f"{tuple(weight.shape)}"
+                f"a real weight (out, in / groups, taps…) with out a multiple of groups={groups} is needed, got "
+                f"{weight.dtype} of shape {tuple(weight.shape)}"
             )
         out, channels, kernel = weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])
         if not kernel:  # a dense layer is a convolution of a map of one pixel, whatever it is applied along

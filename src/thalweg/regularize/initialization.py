@@ -28,9 +28,10 @@ from torch.nn.utils import parametrize
 
 from thalweg.operators import input_shapes
 from thalweg.operators.weights import uncompiled
+from thalweg.regularize.axes import AxisShape, axis_shapes
 from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, convolution_options, grouped_kernel, unsupported
-from thalweg.regularize.row_types import AxisShape, axis_shapes, make_plan
+from thalweg.regularize.row_types import make_plan
 
 __all__ = ["FrameInit", "frame_init_", "tight_frame"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from thalweg.operators import LayerOperator
+from thalweg.regularize.axes import pixels_read
 from thalweg.regularize.gram import GramSide, LayerMap
 from thalweg.regularize.layer import CONVOLUTIONS, Layer
-from thalweg.regularize.row_types import pixels_read
 from thalweg.regularize.spectral import Estimate, probe_penalty, start_vector, step_factor
 
 __all__ = ["layer_estimate", "layer_factor"]

@@ -6,112 +6,26 @@ the kernel's slice at tap t. Along one axis, the row of V at a position is descr
 meet in each of its entries; positions with equal descriptions form a *row type*. A 3-tap axis with zero padding 1 has 5
 row types and 7 sets, at any map size; each phase of a stride adds its own. In several dimensions both multiply.
 
-Everything is found by enumerating one axis at a time (`axis_rows`): borders, stride, dilation, circular wrap-around on
-maps smaller than the kernel, are no separate cases. Seed 002 (slide 6) writes W as a dense block-Toeplitz matrix; for
-512 channels on a 4 x 4 map that is 8192 x 8192.
+Everything is found by enumerating one axis at a time (`axis_rows`), without most of its middle, which repeats itself:
+borders, stride, dilation, circular wrap-around on maps smaller than the kernel, are no separate cases. Seed 002 (slide
+6) writes W as a dense block-Toeplitz matrix; for 512 channels on a 4 x 4 map that is 8192 x 8192.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["AxisRows", "AxisShape", "Block", "Pairs", "Plan", "axis_rows", "axis_shapes", "make_plan", "pixels_read"]
+from thalweg.regularize.axes import AxisShape, middle, shortened
+
+__all__ = ["AxisRows", "Block", "Pairs", "Plan", "axis_rows", "make_plan"]
 
 Pairs = tuple[tuple[int, int], ...]  # taps (t, t') that meet in one entry of V, with repetition, in order
-
-
-class AxisShape(NamedTuple):
-    """One axis of a convolution: output u reads input s·u + d·t - p at tap t, modulo the size if circular."""
-
-    size: int
-    taps: int
-    stride: int
-    padding: int
-    dilation: int
-    outputs: int
-    circular: bool
-
-
-def axis_shapes(
-    kernel: Sequence[int],
-    size: Sequence[int] | None,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    circular: bool = False,
-) -> tuple[AxisShape, ...]:
-    """The axes of a convolution; without a map's size, those of a circle too long for a kernel to meet itself.
-
-    Args:
-        kernel: taps on each axis.
-        size: input positions on each axis, or None for the interior of any map.
-        stride: s, one number for all axes or one for each.
-        padding: p likewise, or "same" or "valid" as in ``torch.nn.Conv2d``.
-        dilation: d likewise.
-        circular: the map wraps around instead of being padded with zeros.
-
-    Raises:
-        ValueError: sequences of unequal lengths, or a map without room for the kernel.
-
-    >>> axis_shapes((3,), (8,), stride=2, padding=1)[0].outputs
-    4
-    """
-    D = len(kernel)
-
-    def each(value: int | Sequence[int], name: str) -> tuple[int, ...]:
-        values = (value,) * D if isinstance(value, int) else tuple(value)
-        if len(values) != D:
-            raise ValueError(
-                f"{name}={value} has {len(values)} entries, but the kernel has {D} axes: give one for each"
-            )
-        return values
-
-    steps, gaps = each(stride, "stride"), each(dilation, "dilation")
-    if size is None:
-        turns = [2 * d * (k - 1) // s + 1 for k, s, d in zip(kernel, steps, gaps, strict=True)]
-        return tuple(
-            AxisShape(s * u, k, s, 0, d, u, True) for u, k, s, d in zip(turns, kernel, steps, gaps, strict=True)
-        )
-    if padding == "same":
-        pads = [(d * (k - 1) // 2, d * (k - 1)) for k, d in zip(kernel, gaps, strict=True)]
-    elif isinstance(padding, str):
-        if padding != "valid":
-            raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-        pads = [(0, 0)] * D
-    else:
-        pads = [(p, 2 * p) for p in each(padding, "padding")]
-    axes = []
-    for h, k, s, d, (left, both) in zip(each(size, "size"), kernel, steps, gaps, pads, strict=True):
-        outputs = (h + both - d * (k - 1) - 1) // s + 1
-        if outputs < 1:
-            raise ValueError(
-                f"a map of size {tuple(size)} padded by {padding} has no room for a kernel of size {tuple(kernel)} and "
-                f"dilation {dilation}: give the size of the layer's input map"
-            )
-        axes.append(AxisShape(h, k, s, left, d, outputs, circular))
-    return tuple(axes)
-
-
-def pixels_read(axis: AxisShape) -> int:
-    """How many input positions some output reads.
-
-    >>> pixels_read(AxisShape(8, 1, 2, 0, 1, 4, circular=False))
-    4
-    """
-    last = axis.stride * (axis.outputs - 1) + axis.dilation * (axis.taps - 1) - axis.padding
-    if axis.stride == 1 and axis.dilation <= axis.outputs and not axis.circular:  # one interval
-        return min(last, axis.size - 1) + 1 - max(-axis.padding, 0)
-    reads = {axis.stride * u + axis.dilation * t - axis.padding for u in range(axis.outputs) for t in range(axis.taps)}
-    return len({q % axis.size for q in reads}) if axis.circular else len([q for q in reads if 0 <= q < axis.size])
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +58,7 @@ def axis_rows(axis: AxisShape, side: str) -> AxisRows:
     >>> len(rows.pairs)  # lags -2..2; at lag 0 all taps, or all but the last, or all but the first
     7
     """
+    axis, periods = shortened(axis)
     # Entry (i, j) of V sums over the positions of the other side that both i and j meet.
     meetings: list[list[tuple[int, int]]] = [[] for _ in range(axis.size if side == "row" else axis.outputs)]
     for u, t in itertools.product(range(axis.outputs), range(axis.taps)):
@@ -157,11 +72,12 @@ def axis_rows(axis: AxisShape, side: str) -> AxisRows:
         for (i, first), (j, second) in itertools.product(meeting, meeting):
             rows[i].setdefault(j, []).append((first, second))
     found: Counter[tuple[Pairs, tuple[Pairs, ...]]] = Counter()
+    repeated = middle(axis, side)
     for i, meets in enumerate(rows):
         if side == "read" and not meets:
             continue
         entry = {j: tuple(sorted(pairs)) for j, pairs in meets.items()}
-        found[entry.get(i, ()), tuple(sorted(entry.values()))] += 1
+        found[entry.get(i, ()), tuple(sorted(entry.values()))] += 1 + periods * (i in repeated)
     pairs = sorted({pairs for _, entries in found for pairs in entries})
     times = [Counter(entries) for _, entries in found]
     diagonal = [pairs.index(own) if own else -1 for own, _ in found]
@@ -212,6 +128,7 @@ class Plan:
 def make_plan(shapes: tuple[AxisShape, ...], side: str) -> Plan:
     """Products over the axes of row types, sets and pairs; taps and sets are numbered with the last axis fastest.
 
+    >>> from thalweg.regularize.axes import axis_shapes
     >>> plan = make_plan(axis_shapes((3, 3), (32, 32), padding=1), "col")
     >>> len(plan.share), sum(len(block.kinds) for block in plan.half)  # row types; matrices to be computed
     (25, 29)
@@ -239,21 +156,34 @@ def _kron(a: Tensor, b: Tensor) -> Tensor:
 def _axis_blocks(axis: AxisRows) -> list[Block]:
     """Connected components of the sets of one axis under sharing a pair: for zero padding, one for each lag t' - t."""
     index = {pairs: mu for mu, pairs in enumerate(axis.pairs)}
-    remaining = list(range(len(axis.pairs)))
+    sets: dict[tuple[int, int], Counter[int]] = {}  # pair -> how often it occurs in each set
+    for mu, pairs in enumerate(axis.pairs):
+        for pair in pairs:
+            sets.setdefault(pair, Counter())[mu] += 1
+    remaining = dict.fromkeys(range(len(axis.pairs)))
     blocks = []
     while remaining:
-        kinds = [remaining.pop(0)]
-        reached = set(axis.pairs[kinds[0]])
-        while more := [mu for mu in remaining if reached & set(axis.pairs[mu])]:
-            kinds += more
-            reached.update(*(axis.pairs[mu] for mu in more))
-            remaining = [mu for mu in remaining if mu not in more]
-        atoms: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        kinds = [next(iter(remaining))]
+        del remaining[kinds[0]]
+        reached: set[tuple[int, int]] = set()
+        for mu in kinds:  # grows meanwhile
+            for pair in set(axis.pairs[mu]) - reached:
+                reached.add(pair)
+                more = [nu for nu in sets[pair] if nu in remaining]
+                kinds += more
+                for nu in more:
+                    del remaining[nu]
+        kinds.sort()
+        atoms: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
         for pair in sorted(reached):
-            atoms.setdefault(tuple(axis.pairs[mu].count(pair) for mu in kinds), []).append(pair)
+            atoms.setdefault(tuple(sorted(sets[pair].items())), []).append(pair)
+        member = torch.zeros(len(kinds), len(atoms))
+        row = {mu: place for place, mu in enumerate(kinds)}
+        for column, counts in enumerate(atoms):
+            for mu, count in counts:
+                member[row[mu], column] = count
         mirror = [index[tuple(sorted((s, t) for t, s in axis.pairs[mu]))] for mu in kinds]
-        member = torch.tensor(list(atoms), dtype=torch.float32).T
-        single = member.tolist() == [[1.0]]
+        single = member.shape == (1, 1) and bool(member == 1)
         blocks.append(Block(kinds, mirror, [*map(tuple, atoms.values())], member, set(mirror) == set(kinds), single))
     return blocks
 
