@@ -62,6 +62,31 @@ def test_zero_filters_and_frozen_weights_stay():
     assert torch.isfinite(d["0.weight"]).all()
 
 
+def hooked(layer):
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, hooked])
+def test_gains_of_weight_normalization_stay(normed):
+    """w = g v / |v|: the filters are those of v, whose rescaling leaves the function and so the surface as they are."""
+    model = nn.Sequential(normed(nn.Linear(4, 3)), nn.Tanh(), nn.Linear(3, 2)).double()
+    d = named(model, filter_normalised_direction(model, generator=draw()))
+    w = dict(model.named_parameters())
+    gain, v = (name for name, p in model[0].named_parameters(prefix="0") if p.ndim == 2)
+    assert w[gain].shape == (3, 1)
+    assert not d[gain].any()
+    torch.testing.assert_close(d[v].norm(dim=1), w[v].norm(dim=1))
+    data = torch.randn(6, 4, generator=draw(), dtype=torch.float64), torch.arange(6) % 2
+    surfaces = []
+    for factor in (1.0, 5.0):
+        with torch.no_grad():
+            w[v].mul_(factor)
+        plane = filter_normalised_plane(model, generator=draw(1))
+        surfaces.append(loss_surface(model, cross_entropy, data, plane, [-1.0, 0.5], [0.0, 0.7]))
+    torch.testing.assert_close(*surfaces)
+
+
 @given(st.lists(st.floats(0.05, 20), min_size=3, max_size=3), st.integers(0, 5))
 @settings(max_examples=15)
 def test_rescaling_filters_before_a_normalization_changes_nothing(alphas, seed):
@@ -121,6 +146,34 @@ def test_trajectory_is_scikit_learns_pca():
     assert torch.equal(plane.origin, points[-1])
 
 
+@pytest.mark.parametrize("ratio", [1e-2, 1e-3, 1e-4])
+def test_a_nearly_straight_trajectory_in_single_precision(ratio):
+    """The second direction by PCA in float64; a Gram matrix in float32 loses it below a ratio of 1e-3."""
+    along, across = torch.randn(2, 20, generator=draw(), dtype=torch.float64)
+    u, v = torch.randn(2, 400, generator=draw(1), dtype=torch.float64)
+    points = along[:, None] * u + ratio * across[:, None] * v
+    plane, exact = trajectory_plane(list(points.float())), PCA(n_components=2).fit(points.numpy())
+    # float32 keeps about 1e-7 of the first component, which is 1e-7 / ratio of the second
+    for ours, theirs in zip((plane.first, plane.second), exact.components_, strict=True):
+        assert abs(float(ours.double().numpy() @ theirs)) == pytest.approx(1, abs=1e-5)
+    assert float(plane.first @ plane.second) == pytest.approx(0, abs=1e-6)
+    assert plane.explained[1] == pytest.approx(exact.explained_variance_ratio_[1], rel=1e-2)
+
+
+@pytest.mark.parametrize(("count", "size"), [(4, 2), (9, 2), (5, 5), (9, 3)])
+def test_more_points_than_dimensions(count, size):
+    points = torch.randn(count, size, generator=draw(), dtype=torch.float64)
+    points[1] = points[0]  # a checkpoint saved twice
+    plane = trajectory_plane(list(points.requires_grad_()))
+    pca = PCA(n_components=2).fit(points.detach().numpy())
+    assert plane.explained == pytest.approx(tuple(pca.explained_variance_ratio_))
+    assert not plane.first.requires_grad
+    if size == 2:
+        assert sum(plane.explained) == pytest.approx(1)
+        nearest = plane.origin + plane.track @ torch.stack([plane.first, plane.second])
+        torch.testing.assert_close(nearest, points.detach())
+
+
 def test_trajectory_of_models():
     models = [nn.Linear(2, 2) for _ in range(4)]
     plane = trajectory_plane(models)
@@ -132,7 +185,12 @@ def test_trajectory_of_models():
     [
         (lambda: trajectory_plane([torch.zeros(2)] * 2), "at least 3"),
         (lambda: trajectory_plane([torch.full((2,), float(t)) for t in range(4)]), "one line"),
-        (lambda: trajectory_plane([torch.ones(2)] * 3), "one line"),
+        (lambda: trajectory_plane([torch.rand(1) for _ in range(4)]), "one line"),
+        (lambda: trajectory_plane([torch.ones(2)] * 3), "all points are the same"),
+        (lambda: trajectory_plane([nn.Linear(2, 2)] * 3), "all points are the same"),
+        (lambda: trajectory_plane([torch.zeros(2), torch.ones(2), torch.full((2,), float("nan"))]), "point 2 is not"),
+        (lambda: trajectory_plane([torch.ones(2), torch.ones(3), torch.ones(2)]), r"point 1 has the shape \(3,\)"),
+        (lambda: trajectory_plane([torch.ones(2, 2)] * 3), r"point 0 has the shape \(2, 2\)"),
         (lambda: eigenvector_plane(nn.Linear(2, 1), torch.eye(3)[:, :1]), "at least two"),
         (lambda: eigenvector_plane(nn.Linear(2, 1), torch.eye(4)), "4 coordinates and the model 3"),
         (lambda: filter_normalised_plane(nn.BatchNorm1d(3)), "biases and normalizations stay fixed"),
@@ -140,8 +198,17 @@ def test_trajectory_of_models():
             lambda: loss_surface(nn.Linear(2, 1), mse_loss, [], Plane(*torch.zeros(3, 2)), [0.0], [0.0]),
             "2 coordinates and the model 3",
         ),
+        (
+            lambda: loss_surface(nn.Linear(2, 1), mse_loss, [], Plane(*torch.zeros(3, 3)), [], [0.0]),
+            "axes of 0 and 1 points",
+        ),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_point_of_another_type():
+    with pytest.raises(TypeError, match="of type OrderedDict.* load a state_dict into a model"):
+        trajectory_plane([nn.Linear(2, 2).state_dict()] * 3)

@@ -7,7 +7,8 @@ r"""Planes through the loss landscape: L(θ + a d₁ + b d₂) on a grid, along 
 A filter is an output: a row of a weight (out, …), a column of a transposed convolution's (in, out / groups, …).
 Rescaling filters before a normalization leaves the filter-normalised surface as it is.
 
-Biases, gains and shifts of normalizations have no such scale and stay fixed. Deviations from the published code
+Biases, gains and shifts of normalizations, and gains of weight normalization have no such scale and stay fixed: there
+the filters are those of its direction v. Deviations from the published code
 (tomgoldstein/loss-landscape): there they stay fixed only with a flag; without it a vector is its own direction, which
 is not random. The package loss-landscapes normalises biases again and again (its issue 3).
 Both take a transposed convolution's inputs for its filters. A filter of zeros has direction zero.
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from thalweg.landscape._objective import LossFunction, Objective, flat_parameters
 
@@ -81,7 +84,7 @@ def loss_surface(
         (len(a), len(b)).
 
     Raises:
-        ValueError: a plane of another size, no data, a random output.
+        ValueError: a plane of another size, an axis without points, no data, a random output.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> plane = Plane(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
@@ -90,6 +93,8 @@ def loss_surface(
     tensor([[0., 4.],
             [1., 9.]])
     """
+    if not len(a) or not len(b):
+        raise ValueError(f"axes of {len(a)} and {len(b)} points: at least one on each expected")
     _check_size(plane.origin, flat_parameters(model)[1], "plane")
     objective = Objective(model, loss_fn, data)
     return torch.stack([torch.stack([objective.value(plane.point(x, y)) for y in b]) for x in a])
@@ -135,7 +140,8 @@ def filter_normalised_direction(model: nn.Module, *, generator: torch.Generator)
     parts = []
     for name, w in params.items():
         d = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)  # drawn always: same draws, same rows
-        parts.append(_as_long_as(w, d, owners[name]).reshape(-1))
+        fixed = w.ndim < 2 or isinstance(owners[name], NORMS) or _is_gain(name.split(".")[-1], owners[name])
+        parts.append((torch.zeros_like(d) if fixed else _as_long_as(w, d, owners[name])).reshape(-1))
     direction = torch.cat(parts)
     if not bool(direction.any()):
         raise ValueError("no trainable weight with filters that are not zero: biases and normalizations stay fixed")
@@ -161,7 +167,7 @@ def eigenvector_plane(model: nn.Module, vectors: Tensor) -> Plane:
 def trajectory_plane(points: Sequence[nn.Module | Tensor]) -> Plane:
     """The plane in which a training run moved most, through its last point.
 
-    Costs the Gram matrix of the points, (T + 1)² P multiplications; no P x P matrix is formed.
+    Costs a QR decomposition of the points, 2 (T + 1)² P multiplications; no P x P matrix is formed.
 
     Args:
         points: θ_0 … θ_T: models, or vectors (P,) of their trainable parameters in ``named_parameters`` order.
@@ -170,29 +176,60 @@ def trajectory_plane(points: Sequence[nn.Module | Tensor]) -> Plane:
         Orthonormal directions, with ``track`` and ``explained``.
 
     Raises:
-        ValueError: fewer than three points, or points on one line, which span no plane.
+        TypeError: a point that is neither.
+        ValueError: fewer than three points, points that differ in size, are not finite, are all the same or lie on one
+            line, which spans no plane.
 
     >>> plane = trajectory_plane([torch.tensor([0.0, 0.0, 9.0]), torch.tensor([3.0, 1.0, 9.0]), torch.zeros(3)])
     >>> round(sum(plane.explained), 6)
     1.0
     """
-    thetas = [point if isinstance(point, Tensor) else flat_parameters(point)[1] for point in points]
-    if len(thetas) < 3:
-        raise ValueError(f"{len(thetas)} points span no plane: at least 3 expected")
-    moved = torch.stack(thetas) - thetas[-1]
-    centred = moved - moved.mean(dim=0)
-    values, u = torch.linalg.eigh(centred @ centred.T)
-    if not values[-2] > torch.finfo(values.dtype).eps * len(thetas) * values[-1]:
+    thetas = torch.stack(_vectors(points))
+    moved = thetas - thetas[-1]
+    # the singular values of a QR factor keep the digits of a direction that a Gram matrix would square away
+    Q, R = torch.linalg.qr((moved - moved.mean(dim=0)).T)
+    _, s, V = torch.linalg.svd(R.T, full_matrices=False)
+    noise = torch.finfo(thetas.dtype).eps * thetas.norm()  # of rounding the points
+    if not s[0] > noise:
+        raise ValueError("all points are the same: give copies of the parameters, taken while they changed")
+    if len(s) < 2 or not s[1] > noise:
         raise ValueError("the points lie on one line and span no plane: use linear_path, or give points that turn")
-    first, second = (centred.T @ u[:, j] / values[j].sqrt() for j in (-1, -2))
-    explained = float(values[-1] / values.sum()), float(values[-2] / values.sum())
+    first, second = Q @ V[0], Q @ V[1]
+    share = (s / s[0]).square()
+    explained = float(share[0] / share.sum()), float(share[1] / share.sum())
     return Plane(thetas[-1], first, second, moved @ torch.stack([first, second], dim=1), explained)
 
 
+def _vectors(points: Sequence[nn.Module | Tensor]) -> list[Tensor]:
+    thetas: list[Tensor] = []
+    for point in points:
+        if not isinstance(point, (Tensor, nn.Module)):
+            raise TypeError(
+                f"a point is of type {type(point).__name__}: models or vectors expected; load a state_dict into a model"
+            )
+        theta = point.detach() if isinstance(point, Tensor) else flat_parameters(point)[1]
+        if theta.ndim != 1 or (thetas and theta.shape != thetas[0].shape):
+            raise ValueError(
+                f"point {len(thetas)} has the shape {tuple(theta.shape)}: vectors of one length expected, each all of "
+                "a model's trainable parameters"
+            )
+        thetas.append(theta if theta.is_floating_point() else theta.to(torch.get_default_dtype()))
+        if not bool(torch.isfinite(theta).all()):
+            raise ValueError(f"point {len(thetas) - 1} is not finite: end the trajectory before the run diverged")
+    if len(thetas) < 3:
+        raise ValueError(f"{len(thetas)} points span no plane: at least 3 expected")
+    return thetas
+
+
+def _is_gain(name: str, owner: nn.Module) -> bool:
+    """Whether a parameter is the length g of weight normalization's w = g v / |v|, by parametrization or by hook."""
+    if isinstance(owner, ParametrizationList):
+        return name == "original0" and isinstance(owner[0], _WeightNorm)
+    return name.endswith("_g") and hasattr(owner, f"{name.removesuffix('_g')}_v")
+
+
 def _as_long_as(w: Tensor, d: Tensor, owner: nn.Module) -> Tensor:
-    """Direction d with the filter norms of w; zero for biases and normalizations."""
-    if w.ndim < 2 or isinstance(owner, NORMS):
-        return torch.zeros_like(d)
+    """Direction d with the filter norms of w."""
     if isinstance(owner, _ConvTransposeNd):  # (in, out / groups, …): the filters of a group are columns
         grouped = owner.groups, w.shape[0] // owner.groups, *w.shape[1:]
         return _rescale(w.view(grouped), d.view(grouped), [j for j in range(w.ndim + 1) if j not in (0, 2)])
