@@ -10,7 +10,7 @@ import pytest
 from synthetic_study import ENVIRONMENT, SYNTHETIC, synthetic_report, synthetic_result, synthetic_studies
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.experiment import Findings, Picture, Study, Table
+from thalweg.lab.experiment import Findings, Picture, Study, Table, experiment
 from thalweg.lab.figures import figure
 from thalweg.lab.report import command, render, write
 
@@ -132,6 +132,26 @@ def test_hostile_text_stays_text():
 
 def test_a_report_of_nothing():
     assert "No claims yet." in Page(render([], environment={}, generated="today")).text
+
+
+def test_a_study_says_what_it_is_in_its_experiment_s_own_words():
+    assert "What the report's tests are made of: a made-up experiment, its runs" in Page(synthetic_report()).text
+    bounds = experiment("hessian-bounds")
+    html = render(
+        [(Study(bounds, bounds.settings("quick").model_dump(), []), Findings())], environment={}, generated=""
+    )
+    assert "<pre>||H_O|| &lt;= √2 q² |x|² (L + 1) w_T^{2L}" in html
+    assert "are all there (thalweg.curvature.hessian_bounds)." in Page(html).text  # without the backticks
+
+
+@pytest.mark.parametrize(
+    ("presets", "badge"),
+    [(["quick"], "quick preset, the only one"), (["quick", "laptop"], "quick preset: there is no paper preset")],
+)
+def test_an_experiment_without_a_paper_preset_does_not_point_to_one(presets, badge):
+    own = dataclasses.replace(SYNTHETIC, presets=dict.fromkeys(presets, SYNTHETIC.presets["quick"]))
+    study = Study(own, {"preset": "quick", "lr": 0.1, "epochs": 20, "latent": 16}, [])
+    assert badge in Page(render([(study, Findings())], environment={}, generated="today")).text
 
 
 def test_only_the_unchanged_paper_preset_is_the_published_setting():

@@ -6,7 +6,9 @@ What a template would have to compute is computed here, so that the template onl
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,6 +136,9 @@ class _Section:
     @property
     def badge(self) -> str:
         """Whether these are the published setting's numbers, which only the unchanged ``paper`` preset's are."""
+        own = self.study.experiment.presets
+        if "paper" not in own:
+            return f"{self.study.preset} preset" + (": there is no paper preset" if len(own) > 1 else ", the only one")
         if self.study.preset != "paper":
             return f"{self.study.preset} preset: not the published setting"
         return "paper preset, changed: not the published setting" if self.study.changes else "the published setting"
@@ -147,6 +152,13 @@ class _Section:
     @property
     def published(self) -> bool:
         return self.study.preset == "paper" and not self.study.changes
+
+    @property
+    def about(self) -> list[tuple[str, bool]]:
+        """What the experiment says of itself, its module's docstring: paragraphs, and whether each is a formula."""
+        text = inspect.getdoc(inspect.getmodule(self.study.experiment.run)) or ""
+        paragraphs = [part for part in re.sub(r"`+", "", text).split("\n\n") if part.strip()]
+        return [(inspect.cleandoc(part), part.startswith("    ")) for part in paragraphs]
 
     @property
     def command(self) -> str:
