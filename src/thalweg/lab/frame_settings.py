@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from thalweg.lab.experiment import Settings
 
@@ -59,3 +59,10 @@ class FrameSettings(Settings):
     )
     batch: int = Field(128, ge=2, description="not in the slides; the public CIFAR recipes'")
     epochs: int = Field(8, ge=1, description="ours; not in the slides, 200 in the public CIFAR recipes")
+
+    @field_validator("upper")
+    @classmethod
+    def _in_order(cls, upper: float, info: ValidationInfo) -> float:
+        if upper < (lower := info.data.get("lower", upper)):
+            raise ValueError(f"at least lower={lower:g} expected, as [lower, upper] is where spectra are to lie")
+        return upper

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from thalweg.lab.engine import pursue
+from thalweg.lab.errors import LabError
 from thalweg.lab.experiment import Result, Study, experiment, experiment_names
 from thalweg.lab.experiments import frame_anatomy, frame_classification, frame_picture
 from thalweg.lab.plan import request, studies
@@ -48,6 +49,13 @@ def test_every_value_names_where_it_comes_from(name: str) -> None:
     assert "quick" in wanted.presets
     for key, value in wanted.config.model_fields.items():
         assert value.description, f"{name}: {key} has no source"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "frame-picture"])
+def test_bounds_the_wrong_way_round_are_refused_before_anything_runs(name: str) -> None:
+    with pytest.raises(LabError, match=r"upper=2\.0 is not accepted: .*at least lower=3 expected"):
+        request(name, "quick", ["lower=3"])
+    assert request(name, "quick", ["lower=3", "upper=3"]).overrides == {"lower": ["3"], "upper": ["3"]}
 
 
 def test_the_published_setting() -> None:
@@ -137,13 +145,15 @@ def test_who_keeps_the_bounds() -> None:
     assert found == {
         "R = 0 implies A <= λ <= B: in every layer and at every epoch.": "fails",  # of the made-up classifier
         "The frame penalty, from tight frames, keeps every layer it acts on inside [A, B].": "holds",
-        "It bounds the condition number: κ(WᵀW) = κ(W)² <= B/A (printed: κ(W) <= B/A).": "holds",
+        "The frame penalty, from tight frames, bounds the condition number: κ(WᵀW) = κ(W)² <= B/A "
+        "(printed: κ(W) <= B/A).": "holds",
         "The frame penalty builds a frame from He's initialization too: no eigenvalue is below A.": "fails",
-        "With steps of its own, from tight frames, it keeps every layer inside [A, B], the last too.": "holds",
+        "The frame penalty with steps of its own, from tight frames, keeps every layer inside [A, B], "
+        "the classifier too.": "holds",
         "The spectral form, from He's initialization, brings 95% of every layer's spectrum into [A, B].": "holds",
         "Under the spectral form no λ_max is above 1.1 B.": "holds",
-        "The frame penalty makes weights less correlated than no penalty does, from He.": "fails",
-        "The frame penalty makes weights less correlated than no penalty does, from tight frames.": "holds",
+        "From He's initialization the frame penalty makes weights less correlated than no penalty does.": "fails",
+        "From tight frames the frame penalty makes weights less correlated than no penalty does.": "holds",
     }
 
 

@@ -27,7 +27,7 @@ VERSION = 2
 SWEEP: dict[str, tuple[Any, ...]] = {"method": tuple(METHODS), "init": tuple(INITS)}
 CLASSIFIER = "last"  # as a part of the loss the frame penalty leaves it out, see thalweg.lab.training.classification
 ZERO = 1e-8  # R below it counts as R = 0
-SLACK = 1e-4  # of an eigenvalue, where R = 0: sums in float32
+SLACK = 1e-4  # of an eigenvalue: sums in float32
 LEAST = 1e-3  # smallest eigenvalue drawn
 
 
@@ -109,7 +109,7 @@ def analyse(study: Study) -> Findings:
             Table(
                 "Share of each layer's eigenvalues in [A, B] after training",
                 shares,
-                "Layers in the order of the network.",
+                "In the order of the network: the stem, the convolutions as block.convolution, the classifier (last).",
             ),
         ],
         pictures=[
@@ -223,15 +223,17 @@ def _claims(study: Study, A: float, B: float) -> list[Claim]:
             ),
             paired(
                 "less", kept["condition"], at(B / A, kept["condition"]),
-                text="It bounds the condition number: κ(WᵀW) = κ(W)² <= B/A (printed: κ(W) <= B/A).",
+                text="The frame penalty, from tight frames, bounds the condition number: κ(WᵀW) = κ(W)² <= B/A "
+                "(printed: κ(W) <= B/A).",
                 source="seed 002, slide 9",
                 unit=f"largest λ_max/λ_min of a layer, minus {B / A:g}",
             ),
         ]  # fmt: skip
     if lost := worst.get(("frame", "he")):
+        smallest = {s: value if value > SLACK else 0.0 for s, value in lost["min"].items()}
         claims.append(
             paired(
-                "greater", lost["min"], at(A, lost["min"]),
+                "greater", smallest, at(A, smallest),
                 text="The frame penalty builds a frame from He's initialization too: no eigenvalue is below A.",
                 source="seed 002, slide 10; the slides name no initialization",
                 unit=f"least λ_min of a layer, minus {A:g}",
@@ -242,7 +244,8 @@ def _claims(study: Study, A: float, B: float) -> list[Claim]:
         claims.append(
             paired(
                 "less", outside, at(0.0, outside),
-                text="With steps of its own, from tight frames, it keeps every layer inside [A, B], the last too.",
+                text="The frame penalty with steps of its own, from tight frames, keeps every layer inside [A, B], "
+                "the classifier too.",
                 source="seed 002, slides 9, 10; the steps and the start are ours",
                 unit="farthest eigenvalue outside [A, B]; inside is negative",
             )
@@ -264,13 +267,13 @@ def _claims(study: Study, A: float, B: float) -> list[Claim]:
                 unit=f"largest λ_max of a layer, minus {1.1 * B:g}",
             ),
         ]  # fmt: skip
-    for init in INITS:
+    for init, start in {"he": "He's initialization", "frame": "tight frames"}.items():
         frame, none = worst.get(("frame", init)), worst.get(("none", init))
         if frame and none:
             claims.append(
                 paired(
                     "less", frame["coherence"], none["coherence"],
-                    text=f"The frame penalty makes weights less correlated than no penalty does, from {INITS[init]}.",
+                    text=f"From {start} the frame penalty makes weights less correlated than no penalty does.",
                     source="seed 002, slides 4, 15",
                     unit="mean |cos| between filters, frame minus none",
                 )

@@ -100,9 +100,9 @@ def analyse(study: Study) -> Findings:
         title: {METHODS[m]: [r.series("accuracy") for r in study.where(network=n, data=d, method=m)] for m in methods}
         for title, (n, d) in titled.items()
     }
-    note = (
-        "Test accuracy in per cent after the last epoch. Printed: slide 12; whether its ± is a deviation is not said."
-    )
+    note = "Test accuracy in per cent after the last epoch."
+    if any(pair in PRINTED for pair in pairs):
+        note += " Printed: slide 12; whether its ± is a deviation is not said."
     return Findings(
         claims=[claim for pair in pairs for claim in _claims(study, *pair)],
         tables=[Table(f"Accuracy, {NAMES.get(n, n)}", _table(study, n, methods), note) for n in networks],

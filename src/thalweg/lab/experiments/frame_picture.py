@@ -221,7 +221,11 @@ def _toeplitz() -> Figure:
                 matrix[row][y * MAP + x] = tap
     with styled():
         axes.grid(visible=False)
-        axes.pcolormesh(matrix, cmap="viridis")  # vector cells: an image would be a bitmap inside the SVG
+        ink = {
+            "edgecolors": "black",
+            "linewidth": 0.3,
+        }  # seen on light and on dark paper, as the ends of the map are not
+        axes.pcolormesh(matrix, cmap="viridis", **ink)  # vector cells: an image would be a bitmap inside the SVG
         axes.set(xlabel="input pixel", ylabel="output pixel", aspect="equal")
         axes.invert_yaxis()
     return drawn
