@@ -37,8 +37,11 @@ def regression(n=12, features=3, out=2):
     )
 
 
-def scale_invariant(seed):
-    return MLP(5, (6, 7), 3, generator=draw(seed)).double().train()
+def scale_invariant(seed, hidden=(6, 7)):
+    """All with one frozen last layer."""
+    model, first = (MLP(5, hidden, 3, generator=draw(s)).double().train() for s in (seed, 0))
+    model.last.load_state_dict(first.last.state_dict())
+    return model
 
 
 def classes(n=16):
@@ -129,7 +132,7 @@ def test_sphere_keeps_norms_and_turns_evenly():
 
 def test_one_group_meets_the_losses_of_the_line():
     """Where all is one scale-invariant vector, the line's point at t has the direction of the circle's at some t'."""
-    start, end = (MLP(5, (6,), 3, generator=draw(seed)).double().train() for seed in (0, 1))
+    start, end = (scale_invariant(seed, (6,)) for seed in (0, 1))
     data = classes()
     circle = spherical_path(start, end, cross_entropy, data, points=5)
     u, v = circle.points[0], circle.points[-1]
@@ -152,12 +155,42 @@ def test_barrier_with_nan_is_nan():
         (lambda d: linear_path(linear(0), linear(1), mse_loss, d, points=1), "points=1"),
         (lambda d: bezier_path(linear(0), linear(1), mse_loss, d, steps=0), "steps=0"),
         (lambda d: bezier_path(linear(0), linear(1), mse_loss, d, lr=0.0), r"lr=0\.0"),
-        (lambda d: spherical_path(linear(0), linear(1), mse_loss, d, groups=[["bias"]]), "bias is not a trainable"),
+        (lambda d: bezier_path(linear(0), linear(1), mse_loss, d, lr=1e308), "the bend diverged"),
+        (lambda d: spherical_path(linear(0), linear(1), mse_loss, d, groups=[["bias"]]), "'bias' is not a trainable"),
+        (lambda d: spherical_path(linear(0), linear(1), mse_loss, d, groups=["weight"]), "'weight' is a name, not a"),
+        (lambda d: spherical_path(linear(0), linear(1), mse_loss, d, groups=[["weight"]] * 2), "'weight' is named twi"),
+        (lambda d: spherical_path(linear(0), linear(1), mse_loss, d, groups=[["weight"] * 2]), "'weight' is named twi"),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(regression())
+
+
+def test_frozen_parameters():
+    """The end need not be trainable; what the start has frozen is one for all points, and must be the end's."""
+    start, end = (nn.Sequential(linear(seed), nn.Linear(2, 2).double()) for seed in (0, 1))
+    data = regression()
+    whole = linear_path(start, end, mse_loss, data)
+    frozen_end = linear_path(start, copy.deepcopy(end).requires_grad_(False), mse_loss, data)
+    torch.testing.assert_close(frozen_end.losses, whole.losses)
+    start[1].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"1\.\w+ is frozen in the start network and has other values in the end"):
+        linear_path(start, end, mse_loss, data)
+    end[1].load_state_dict(start[1].state_dict())
+    path = linear_path(start, end, mse_loss, data)
+    assert path.points.shape == (21, 6)
+    torch.testing.assert_close(path.losses[-1], mse_loss(end(data[0]), data[1]).detach())
+
+
+def test_no_group_is_a_line():
+    ends = linear(0), linear(1)
+    line, sphere = (
+        linear_path(*ends, mse_loss, regression()),
+        spherical_path(*ends, mse_loss, regression(), groups=[[]]),
+    )
+    torch.testing.assert_close(sphere.points, line.points)
+    torch.testing.assert_close(sphere.losses, line.losses)
 
 
 @pytest.mark.parametrize(("factor", "message"), [(-2.0, "opposite way"), (0.0, "zero at one end")])

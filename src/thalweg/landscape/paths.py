@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from thalweg.landscape._objective import LossFunction, Objective, batches_of, flat_parameters
+from thalweg.landscape._objective import LossFunction, Objective, batches_of
 
 __all__ = ["Path", "bezier_path", "linear_path", "spherical_path"]
 
@@ -60,14 +60,15 @@ def linear_path(start: nn.Module, end: nn.Module, loss_fn: LossFunction, data: A
     """The loss on the line between two networks of one architecture.
 
     Args:
-        start: at θ₀; it computes the outputs, with its frozen parameters and in its mode.
+        start: at θ₀; it computes the outputs, in its mode. What it has frozen stays, and must be the same in ``end``.
         end: at θ₁.
         loss_fn: ``loss_fn(output, target)``, the mean over the batch.
         data: a pair (inputs, targets), or batches that can be read more than once.
         points: on the path, its ends included; one pass over the data each.
 
     Raises:
-        ValueError: networks that do not match, running statistics in use, a random output, fewer than two points.
+        ValueError: networks that do not match or differ in what is frozen, running statistics in use, a random output,
+            fewer than two points.
 
     >>> start, end = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.constant_(start.weight, -1.0), nn.init.constant_(end.weight, 1.0)
@@ -105,7 +106,7 @@ def bezier_path(
         generator: draws t, on the CPU; None is one of its own with seed 0.
 
     Raises:
-        ValueError: as `linear_path`, or fewer than one step, or a rate that is not positive.
+        ValueError: as `linear_path`, or fewer than one step, a rate that is not positive, or one that diverges.
 
     >>> start, end = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
     >>> start.weight.data, end.weight.data = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
@@ -131,6 +132,10 @@ def bezier_path(
         optimizer.step()
         schedule.step()
     bend = bend.detach()
+    if not bool(torch.isfinite(bend).all()):
+        raise ValueError(
+            f"the bend diverged: give a rate below lr={lr}, or ends and data with a finite loss between them"
+        )
     path = _measure(objective, t, torch.stack([_bezier(first, bend, last, s) for s in t.tolist()]))
     return Path(path.t, path.losses, path.points, bend)
 
@@ -156,7 +161,7 @@ def spherical_path(
         points: as for `linear_path`.
 
     Raises:
-        ValueError: as `linear_path`, or a group that is unknown, zero, or opposite at the ends.
+        ValueError: as `linear_path`, or a group that is unknown, shares a parameter, is zero, or opposite at the ends.
 
     >>> start, end = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
     >>> start.weight.data, end.weight.data = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
@@ -168,10 +173,17 @@ def spherical_path(
     t = _parameter(first, points)
     sizes = [param.numel() for param in objective.params.values()]
     places = dict(zip(objective.params, torch.split(torch.arange(len(first)), sizes), strict=True))
-    for name in (name for group in groups or () for name in group):
-        if name not in places:
-            raise ValueError(f"{name} is not a trainable parameter: groups of those of the start network expected")
-    spheres = [torch.arange(len(first))] if groups is None else [torch.cat([places[n] for n in g]) for g in groups]
+    free = set(places)
+    for group in groups or ():
+        for name in [group] if isinstance(group, str) else group:
+            if name not in free or isinstance(group, str):
+                wrong = "a name, not a group" if isinstance(group, str) else "named twice"
+                wrong = wrong if name in places else "not a trainable parameter"
+                raise ValueError(f"groups: {name!r} is {wrong}; lists of the start network's parameters expected")
+            free.remove(name)
+    spheres = [torch.arange(len(first))]
+    if groups is not None:
+        spheres = [torch.cat([places[name] for name in group]) for group in groups if len(group)]
     rows = torch.stack([torch.lerp(first, last, s) for s in t])
     for sphere in spheres:
         rows[:, sphere] = _turn(first[sphere], last[sphere], t)
@@ -208,16 +220,23 @@ def _bezier(first: Tensor, bend: Tensor, last: Tensor, t: float) -> Tensor:
 
 def _ends(start: nn.Module, end: nn.Module, loss_fn: LossFunction, data: Any) -> tuple[Objective, Tensor, Tensor]:
     objective = Objective(start, loss_fn, data)
-    params, last = flat_parameters(end)
-    if {name: p.shape for name, p in params.items()} != {name: p.shape for name, p in objective.params.items()}:
-        raise ValueError("the networks' trainable parameters differ in name or shape: give two of one architecture")
+    ours, theirs = (dict(net.named_parameters()) for net in (start, end))
+    if {name: p.shape for name, p in ours.items()} != {name: p.shape for name, p in theirs.items()}:
+        raise ValueError("the networks' parameters differ in name or shape: give two of one architecture")
+    for name in ours.keys() - objective.params.keys():
+        if not torch.equal(ours[name], theirs[name].to(ours[name])):
+            raise ValueError(
+                f"{name} is frozen in the start network and has other values in the end, where no path leads then: let "
+                "it be trainable, or train both networks with one"
+            )
+    last = torch.cat([theirs[name].detach().reshape(-1).to(objective.theta) for name in objective.params])
     for name, module in start.named_modules():
         if isinstance(module, _NormBase) and not module.training and module.running_mean is not None:
             raise ValueError(
                 f"{name or 'the network'} uses running statistics, which belong to the ends of the path only: "
                 "call start.train(), so that every point has those of its batches"
             )
-    return objective, objective.theta, last.to(objective.theta)
+    return objective, objective.theta, last
 
 
 def _parameter(like: Tensor, points: int) -> Tensor:
