@@ -1,5 +1,6 @@
 """`spectrum_growth` against dense Hessians of every prefix of the data, and Weyl's inequality between them."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -82,3 +83,26 @@ def test_a_drawn_order_is_the_same_data_in_the_end():
 def test_sizes(sizes):
     with pytest.raises(ValueError, match="at most 20 samples"):
         spectrum_growth(lambda part: CurvatureOperator(nn.Linear(4, 3), mse_loss, part), classes(), sizes)
+
+
+@pytest.mark.parametrize(
+    "sizes", [np.array([2, 20]), torch.tensor([2, 20]), range(2, 21, 18)], ids=["np", "torch", "range"]
+)
+def test_sizes_of_any_kind(sizes):
+    model, data = network(), classes()
+    found = spectrum_growth(lambda part: CurvatureOperator(model, cross_entropy, part), data, sizes, k=1)
+    assert found.sizes == (2, 20)
+    assert found.values.shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "sizes", "error", "message"),
+    [
+        (classes(), [2.5, 7], TypeError, "integer"),
+        ([classes()], [2, 7], TypeError, "pair of tensors .* got list: join its batches"),
+        ((classes()[0], classes()[1][:5]), [2, 7], ValueError, "20 inputs and 5 targets"),
+    ],
+)
+def test_errors(data, sizes, error, message):
+    with pytest.raises(error, match=message):
+        spectrum_growth(lambda part: CurvatureOperator(network(), cross_entropy, part), data, sizes)

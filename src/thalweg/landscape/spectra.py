@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +59,9 @@ def spectrum_growth(
         The eigenvalues, in the order of `eigsh`.
 
     Raises:
-        ValueError: sizes that do not increase from at least 1 to at most the number of samples.
+        TypeError: data that are no pair of tensors, or sizes that are no whole numbers.
+        ValueError: sizes that do not increase from at least 1 to at most the number of samples, or another number of
+            targets than of inputs.
 
     >>> from thalweg.curvature import CurvatureOperator
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -67,10 +70,16 @@ def spectrum_growth(
     >>> spectrum_growth(make, data, [1, 2, 3], k=1).values.flatten()  # 2 mean x²
     tensor([2.0000, 5.0000, 9.3333])
     """
+    if not isinstance(data, (tuple, list)) or [isinstance(part, Tensor) for part in data] != [True, True]:
+        raise TypeError(
+            f"data must be a pair of tensors (inputs, targets), got {type(data).__name__}: join its batches"
+        )
     x, y = data
-    n = len(x)
+    n, sizes = len(x), [index(size) for size in sizes]
+    if len(y) != n:
+        raise ValueError(f"{n} inputs and {len(y)} targets: one target for each expected, along the first axis")
     if not sizes or sizes[0] < 1 or sizes[-1] > n or any(b <= a for a, b in pairwise(sizes)):
-        raise ValueError(f"sizes={list(sizes)}: numbers increasing from at least 1 to at most {n} samples expected")
+        raise ValueError(f"sizes={sizes}: numbers increasing from at least 1 to at most {n} samples expected")
     if generator is not None:
         order = torch.randperm(n, generator=generator).to(x.device)
         x, y = x[order], y[order.to(y.device)]
