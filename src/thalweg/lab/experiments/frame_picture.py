@@ -221,11 +221,9 @@ def _toeplitz() -> Figure:
                 matrix[row][y * MAP + x] = tap
     with styled():
         axes.grid(visible=False)
-        ink = {
-            "edgecolors": "black",
-            "linewidth": 0.3,
-        }  # seen on light and on dark paper, as the ends of the map are not
-        axes.pcolormesh(matrix, cmap="viridis", **ink)  # vector cells: an image would be a bitmap inside the SVG
+        # Vector cells: an image would be a bitmap inside the SVG. Their edges are seen on light and on dark paper, on
+        # either of which one end of the map is not.
+        axes.pcolormesh(matrix, cmap="viridis", edgecolors="black", linewidth=0.3)
         axes.set(xlabel="input pixel", ylabel="output pixel", aspect="equal")
         axes.invert_yaxis()
     return drawn
