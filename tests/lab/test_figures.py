@@ -102,6 +102,14 @@ def test_mean_line_and_band():
     assert len(axes.collections) == 1  # one run has no band
 
 
+@pytest.mark.parametrize("logx", [False, True])
+def test_ticks_are_where_they_are_asked_for(logx):
+    axes = curves(RUNS, xlabel="filters", ylabel="D", logx=logx, ticks=[1, 3]).axes[0]
+    axes.figure.draw_without_rendering()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "3"]
+    assert axes.get_xticks(minor=True).size == 0
+
+
 def test_a_mean_is_not_taken_over_survivors():
     runs = [([1, 2, 3, 4], [9.0, 8.0, 7.0, 6.0]), ([1, 2, 3, 4], [9.0, 10.0, np.nan, np.nan])]
     one = curves({"lr 1": runs}, xlabel="epoch", ylabel="loss")

@@ -33,7 +33,7 @@ PRINTED = {  # name in the table of bounds: the statement, where it stands
     "theorem 1": ("Theorem 1 (1-D) bounds the norm of H_O", "theorem 1"),
     "theorem 2": ("Theorem 2 (2-D) bounds the norm of H_O", "theorem 2"),
     "lemma 3": ("Lemma 3 (pooling) bounds the norm of H_O", "lemma 3"),
-    "lemma 4": ("Lemma 4 (linear layers behind) bounds the norm of H_O", "lemma 4"),
+    "lemma 4": ("Lemma 4 (linear layers behind the convolutions) bounds the norm of H_O", "lemma 4"),
     "lemma 2 for H": ("Lemma 2 also bounds the norm of H, as ||H|| ~ ||H_O||", "lemma 2 with the decomposition"),
     "theorem 1 for H": ("Theorem 1 also bounds the norm of H", "theorem 1 with the decomposition"),
     "theorem 2 for H": ("Theorem 2 also bounds the norm of H", "theorem 2 with the decomposition"),
@@ -82,7 +82,7 @@ def looseness_table(families: Mapping[str, Family]) -> Table:
     for name, family in families.items():
         told = [replace(r, values={**r.values, **_as_printed(r)}) for r in family.results]
         have = {key: heading for key, heading in LOOSE.items() if any(key in r.values for r in told)}
-        formats = {key: ".2g" if key in ("H_O", "H") else ".1f" for key in have}
+        formats = {key: ".3g" if key in ("H_O", "H") else ".1f" for key in have}
         part = mean_std(told, {family.varied: "value"}, have, formats=formats).drop(columns="seeds")
         part.insert(0, "varied", name)
         part["value"] = part["value"].map(lambda value: value if isinstance(value, str) else f"{value:g}")

@@ -112,6 +112,7 @@ def curves(
     logx: bool = False,
     logy: bool = False,
     band: Literal["range", "std"] = "range",
+    ticks: Sequence[float] = (),
 ) -> Figure:
     """A line for each name: the mean of its runs, with a band of their range or standard deviation.
 
@@ -125,13 +126,14 @@ def curves(
         logx: logarithmic x.
         logy: logarithmic y.
         band: "range", from the lowest to the highest run, or "std", one standard deviation (n - 1) either way.
+        ticks: where x has its ticks, for a few values that were chosen; none: matplotlib's choice.
 
     >>> drawn = curves({"SGD": [([0, 1], [3.0, 2.0]), ([0, 1], [3.0, 1.0])]}, xlabel="epoch", ylabel="loss")
     >>> drawn.axes[0].lines[0].get_ydata().tolist()
     [3.0, 1.5]
     """
     import matplotlib as mpl
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     drawn = figure()
     axes = drawn.axes[0]
@@ -145,6 +147,9 @@ def curves(
             logarithmic(axes, "x")
         if logy:
             logarithmic(axes, "y")
+        if ticks:
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
         _legend(drawn, signs)
     return drawn
 

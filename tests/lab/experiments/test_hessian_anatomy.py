@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from thalweg.curvature import CurvatureOperator
 from thalweg.lab.engine import pursue
 from thalweg.lab.experiment import Result, Study, experiment
+from thalweg.lab.experiments.hessian_anatomy import _below_zero
 from thalweg.lab.plan import request, studies, trials
 from thalweg.lab.store import Store
 
@@ -79,7 +80,9 @@ def test_findings(study: Study) -> None:
     assert names == ["ratio", "norms", "eigenvalues", "density", "toeplitz-conv2d", "toeplitz-conv1d"]
     assert len(findings.claims) == 10
     assert {claim.seeds for claim in findings.claims} == {1}
-    assert [len(table.frame) for table in findings.tables] == [2, 2]
+    for table in findings.tables:
+        assert table.frame["weights"].tolist() == ["initial", "trained"] * 2
+        assert table.frame["network"].tolist() == ["2-D convolutions"] * 2 + ["1-D convolutions"] * 2
 
 
 def test_verdicts_on_made_up_ratios() -> None:
@@ -98,6 +101,13 @@ def test_verdicts_on_made_up_ratios() -> None:
     shared = {key: value for key, value in config.model_dump().items() if key not in wanted.sweep}
     findings = wanted.analyse(Study(wanted, shared, results))
     assert [claim.verdict for claim in findings.claims] == ["fails", "fails", "holds", "holds", "holds"]
+
+
+def test_a_spectrum_that_does_not_reach_below_zero_is_drawn_at_its_precision() -> None:
+    config = experiment("hessian-anatomy").settings("quick", network="mlp")
+    rows = [{"epoch": 0, "top 1": 2.0, "lowest": -1.0}, {"epoch": 4, "top 1": 3.0, "lowest": 1e-5}]
+    drawn = _below_zero(Result("", config, 0, "finished", {}, rows, 0.0, (), {}))
+    assert drawn == ([0, 4], [1.0, 3e-3])
 
 
 def test_images_at_which_every_unit_is_dead_have_no_share_in_the_median() -> None:

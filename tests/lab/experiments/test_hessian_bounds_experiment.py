@@ -65,7 +65,10 @@ def test_slopes_and_verdicts(study: Study) -> None:
     assert verdicts["Lemma 2 also bounds the norm of H, as ||H|| ~ ||H_O||."] == "fails"
     assert verdicts["At small weights the norm of H_O is the bounds' power of them, 2L, within 5%."] == "holds"
     assert verdicts["The norm of H_O grows with depth, initial weights (He's)."] == "holds"
-    assert verdicts["It grows with depth at least half as fast as lemma 2, initial weights (He's)."] == "fails"
+    assert (
+        verdicts["The norm of H_O grows with depth at least half as fast as lemma 2, initial weights (He's)."]
+        == "fails"
+    )
 
 
 def test_tables_and_pictures(study: Study) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from thalweg.lab.engine import pursue
+from thalweg.lab.errors import LabError
 from thalweg.lab.experiment import Result, Study, experiment
 from thalweg.lab.experiments.sample_convergence import LEVELS, PRESETS, SWEEP
 from thalweg.lab.plan import request, studies, trials
@@ -115,9 +116,15 @@ def test_a_confounder_is_told_from_an_effect() -> None:
     assert verdicts["2-D convolutions, trained for equal epochs: the increment falls with width."] == "holds"
     assert verdicts["2-D convolutions, at equal loss: the increment falls with width."] == "undecided"
     assert verdicts["2-D convolutions: wider networks are trained better after equal epochs."] == "holds"
-    assert verdicts["That is why: at equal loss less than half of the slope with width is left."] == "holds"
+    assert verdicts["2-D convolutions: at equal loss less than half of the fall with width is left."] == "holds"
     slope = claims["2-D convolutions: wider networks are trained better after equal epochs."].effect
     assert slope == pytest.approx(-0.9 * math.log(2), rel=1e-9)
+
+
+def test_data_without_a_known_level_are_refused_before_they_are_looked_for() -> None:
+    with pytest.raises(LabError, match=r"no level of the loss is known for data=svhn: give one, as in level=0\.5"):
+        request("sample-convergence", "quick", ["data=svhn"])
+    assert request("sample-convergence", "quick", ["data=svhn", "level=0.5"]).overrides["data"] == ["svhn"]
 
 
 def test_a_level_that_is_not_reached_makes_no_claim_and_is_told() -> None:
@@ -128,18 +135,7 @@ def test_a_level_that_is_not_reached_makes_no_claim_and_is_told() -> None:
     assert any("did not come down to the level" in note for note in findings.notes)
 
 
-def test_data_without_a_level_ask_for_one(lab: Path) -> None:
-    from thalweg.lab.errors import LabError
-    from thalweg.lab.experiments.sample_convergence import run
-
-    (trial, *_) = trials(request("sample-convergence", "quick", ["data=elsewhere", "seed=0"]), ())
-    with pytest.raises(LabError, match="level=0.5"):
-        run(trial, None)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("words", [["kernel=2"], ["fixed=50"], ["head=none"]])
 def test_settings_that_do_not_fit_are_refused_before_anything_runs(words: list[str]) -> None:
-    from thalweg.lab.errors import LabError
-
     with pytest.raises(LabError, match="is not accepted"):
         request("sample-convergence", "quick", words)

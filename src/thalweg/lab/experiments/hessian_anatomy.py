@@ -10,23 +10,27 @@ network of linear layers and ReLU no layer's own block of H_F differs from zero,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from thalweg.lab.claims import Claim, paired
 from thalweg.lab.experiment import Ending, Findings, Picture, Preset, Result, Study, Table
-from thalweg.lab.figures import PALETTE, curves, figure, logarithmic
+from thalweg.lab.figures import PALETTE, curves, figure, logarithmic, styled
 from thalweg.lab.landscape_settings import NETWORKS, LandscapeSettings, Pooling
 from thalweg.lab.tables import mean_std
 from thalweg.lab.trial import Log, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SOURCE = "seed 003, decomposition of the Hessian; convolutions as linear operators"
 TITLE = "The Hessian over training: Gauss-Newton and remainder, spectrum, trace"
 VERSION = 2
 SWEEP: dict[str, tuple[Any, ...]] = {"network": ("conv2d", "conv1d", "mlp")}
 MUCH_LESS = 0.1  # what "<<" is taken to mean
+RESOLVED = 1e-3  # of the largest eigenvalue: the precision of all of them
 
 
 class Config(LandscapeSettings):
@@ -62,29 +66,36 @@ def run(trial: Trial, log: Log) -> Ending:
 
 def analyse(study: Study) -> Findings:
     """Both parts by epoch, the spectrum before and after, the trace; the seed's sentence on H_F."""
-    columns = {"loss": "loss", "H_O": "||H_O||", "H_F": "||H_F||", "ratio": "H_F/H_O", "single ratio": "single samples"}
-    columns |= {"top 1": "λ 1", f"top {study.settings['top']}": f"λ {study.settings['top']}", "lowest": "λ min"}
-    columns |= {"ggn trace": "tr H_O", "blocks": "blocks", "trace gap": "trace gap"}
+    norms = {"loss": "loss", "H_O": "||H_O||", "H_F": "||H_F||", "ratio": "||H_F||/||H_O||"}
+    norms |= {"single ratio": "single samples"}
+    top = study.settings["top"]
+    spectrum = {"top 1": "λ 1", f"top {top}": f"λ {top}", "lowest": "λ min", "ggn trace": "tr H_O"}
+    spectrum |= {"blocks": "blocks", "trace gap": "trace gap"}
+    gap = GAP if _has(study, "init: trace gap") else ""
     tables = [
-        Table(
-            title,
-            mean_std(
-                study.results,
-                {"network": "network"},
-                {f"{when}: {key}": heading for key, heading in columns.items() if _has(study, f"{when}: {key}")},
-                formats=dict.fromkeys((f"{when}: {key}" for key in columns), ".2g"),
-            ),
-            NOTE,
-        )
-        for when, title in {"init": "Initial weights", "end": "Trained weights"}.items()
+        Table("The two parts, before and after training", _by_moment(study, norms), NORMS),
+        Table("Spectrum and trace, before and after training", _by_moment(study, spectrum), SPECTRUM + gap),
     ]
     return Findings(_claims(study), tables, _pictures(study))
 
 
-NOTE = (
-    "λ: eigenvalues of H. Single samples: median of ||H_F,i||/||H_O,i||. Blocks: the largest ||H_F||/||H_O|| of a "
-    "layer's diagonal block. Trace gap: |tr H - tr H_O|/tr H_O, tr H from every diagonal entry (up to 1500 parameters)."
-)
+NORMS = "Norms: of the mean Hessian and its parts. Single samples: median of ||H_F,i||/||H_O,i|| over images alone."
+SPECTRUM = "λ: eigenvalues of H. Blocks: the largest ||H_F||/||H_O|| of a layer's diagonal block."
+GAP = " Trace gap: |tr H - tr H_O|/tr H_O, tr H from every diagonal entry (up to 1500 parameters)."
+
+
+def _by_moment(study: Study, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Two rows for each network: at the initial weights and at the trained ones."""
+    import pandas as pd
+
+    frames = []
+    for when, weights in {"init": "initial", "end": "trained"}.items():
+        named = {f"{when}: {key}": heading for key, heading in columns.items() if _has(study, f"{when}: {key}")}
+        formats = {key: ".3g" if key.endswith("trace") else ".2g" for key in named}
+        frames.append(mean_std(study.results, {"network": "network"}, named, formats=formats))
+        frames[-1].insert(1, "weights", weights)
+    both = pd.concat(frames).sort_index(kind="stable").reset_index(drop=True)
+    return both.assign(network=both["network"].replace(NETWORKS))
 
 
 def _has(study: Study, key: str) -> bool:
@@ -103,7 +114,7 @@ def _pictures(study: Study) -> list[Picture]:
     top = study.settings["top"]
     shown = [i for i in (1, 2, 5, 10, 20) if i < top] + [top]
     ends = {f"λ {i}": [r.series(f"top {i}") for r in first] for i in shown}
-    ends["-λ min"] = [(x, [-value for value in y]) for x, y in (r.series("lowest") for r in first)]
+    ends["−λ min"] = [_below_zero(r) for r in first]
     what = f"{NETWORKS[names[0]]}. Mean over seeds; the band is their range."
     pictures = [
         Picture(
@@ -113,7 +124,12 @@ def _pictures(study: Study) -> list[Picture]:
             "Of the mean Hessian. Mean over seeds; the band is their range.",
         ),
         Picture("norms", "Norms by epoch", curves(norms, xlabel="epoch", ylabel="norm", logy=True), what),
-        Picture("eigenvalues", "Eigenvalues of H by epoch", curves(ends, xlabel="epoch", ylabel="λ", logy=True), what),
+        Picture(
+            "eigenvalues",
+            "Eigenvalues of H by epoch",
+            curves(ends, xlabel="epoch", ylabel="λ", logy=True),
+            f"{what} −λ min is drawn at {RESOLVED:g} of λ 1, the precision, where it is less.",
+        ),
     ]
     if first:
         pictures.append(_densities(first[0]))
@@ -121,6 +137,13 @@ def _pictures(study: Study) -> list[Picture]:
         _toeplitz(r) for name in names if (r := study.where(network=name)[0]) and any("T" in row for row in r.rows)
     ]
     return pictures
+
+
+def _below_zero(result: Result) -> tuple[list[float], list[float]]:
+    """How far the spectrum reaches below zero, at least what is resolved, by epoch."""
+    epochs, lowest = result.series("lowest")
+    largest = result.series("top 1")[1]
+    return epochs, [max(-low, RESOLVED * high) for low, high in zip(lowest, largest, strict=True)]
 
 
 def _densities(result: Result) -> Picture:
@@ -155,11 +178,11 @@ def _toeplitz(result: Result) -> Picture:
     for sign, colour, name in ((1, PALETTE[0], "positive"), (-1, PALETTE[1], "negative")):
         part = [row for row in entries if row["T"] * sign > 0]
         area = [(250 / side) ** 2 * abs(row["T"]) / largest for row in part]
-        axes.scatter(
-            [r["j"] for r in part], [r["i"] for r in part], s=area, c=colour, marker="s", linewidths=0, label=name
-        )
+        axes.scatter([r["j"] for r in part], [r["i"] for r in part], s=area, c=colour, marker="s", linewidths=0)
+        axes.plot([], [], color=colour, marker="s", linestyle="none", label=name)  # for the legend, of one size
     axes.set(xlabel="input", ylabel="output", xlim=(-1, side), ylim=(side, -1), aspect="equal")
-    drawn.legend(loc="outside upper left", ncols=2)
+    with styled():
+        drawn.legend(loc="outside upper left", ncols=2)
     network = _network(result)
     kind = "banded Toeplitz" if network == "conv1d" else "Toeplitz blocks in a Toeplitz arrangement"
     caption = (

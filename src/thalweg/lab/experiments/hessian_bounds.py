@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # what varies, and where th
     "training": ("epochs", {}),
     "pooling": ("pooling", {"head": "whole"}),
     "linear layers": ("linear", {"head": "linear"}),
-    "their weights": ("head_scale", {"head": "linear"}),
+    "linear layers' weights": ("head_scale", {"head": "linear"}),
     "depth, 1-D": ("layers", {"network": "conv1d"}),
     "weights, 1-D": ("scale", {"network": "conv1d"}),
     "weights, perceptron": ("scale", {"network": "mlp", "layers": 1, "filters": 8}),  # three linear layers
@@ -168,15 +168,18 @@ def _pictures(families: Mapping[str, Family]) -> Iterator[Picture]:
             ]
             series[f"exact {key}" if key in ("H_O", "H") else key] = runs
         logx = varied in ("scale", "filters")
-        drawn = curves(series, xlabel=xlabel, ylabel="norm", logx=logx, logy=True)
+        ticks = () if varied == "scale" else list(dict.fromkeys(getattr(r.config, varied) for r in found))
+        drawn = curves(series, xlabel=xlabel, ylabel="norm", logx=logx, logy=True, ticks=ticks)
         caption = "Median over images, mean over seeds; the band is their range."
+        if any(r.values["H_O"] == 0 for r in found):
+            caption += " Where a seed's network is dead (all its units zero) there is no mean."
         yield Picture(name.replace(", ", "-"), f"Bounds and exact norms against {name}", drawn, caption)
 
 
 def _claims(study: Study, families: Mapping[str, Family]) -> list[Claim]:
     claims = []
     half = 0.5 / study.settings["points"]
-    unit = "largest share of images above it in any network, minus half an image"
+    unit = "share of images whose norm exceeds it, in the worst network, minus half an image"
     statements = PRINTED | {
         "own": ("The tighter bounds on H_O hold", ""),
         "full": ("The bounds on the whole H hold", ""),
@@ -196,7 +199,7 @@ def _claims(study: Study, families: Mapping[str, Family]) -> list[Claim]:
         exponent = 2.0 * CENTRE["layers"]
         for text, low, high in (
             ("At small weights the norm of H_O is the bounds' power of them, 2L, within 5%.", 0.0, 0.1),
-            ("The same holds from the weights of He's initialization on, within 5%.", 1.0, math.inf),
+            ("From He's weights on, the norm of H_O is the bounds' power of them, 2L, within 5%.", 1.0, math.inf),
         ):
             slopes = norm_slopes(families["weights"], "H_O", lambda w, low=low, high=high: low <= w <= high)  # type: ignore[misc]
             miss = {seed: abs(slope / exponent - 1) for seed, slope in slopes.items()}
@@ -214,7 +217,7 @@ def _claims(study: Study, families: Mapping[str, Family]) -> list[Claim]:
                 ),
                 paired(
                     "greater", truth, {seed: slope / 2 for seed, slope in bound.items()},
-                    text=f"It grows with depth at least half as fast as lemma 2, {state}.", source=source,
+                    text=f"The norm of H_O grows with depth at least half as fast as lemma 2, {state}.", source=source,
                     unit="slope of ln ||H_O|| a layer, minus half of that of lemma 2",
                 ),
             ]  # fmt: skip

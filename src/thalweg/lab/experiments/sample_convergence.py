@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from thalweg.lab.claims import Claim, paired
+from thalweg.lab.errors import LabError
 from thalweg.lab.experiment import Ending, Findings, Picture, Preset, Result, Settings, Study, Table
 from thalweg.lab.figures import curves
 from thalweg.lab.landscape_settings import NETWORKS, LandscapeSettings
@@ -39,6 +40,7 @@ SWEEP: dict[str, tuple[Any, ...]] = {
     "filters": (4, 8, 16),
 }
 LEVELS = {"digits": 0.1, "mnist": 0.15, "fashion-mnist": 0.45, "cifar10": 1.4, "cifar100": 3.6}
+AXES = {"layers": "layers", "kernel": "kernel size", "filters": "filters"}
 FACTORS = {"layers": "layer", "kernel": "two pixels of kernel", "filters": "doubling of width"}
 
 
@@ -89,9 +91,13 @@ def plan(
     settings: Settings, sweep: Mapping[str, Sequence[Any]], seeds: Sequence[int], results: Sequence[Result]
 ) -> list[Settings]:
     """For each data set and network, every factor alone around the middle of the others' lists."""
+    from thalweg.lab.data.catalogue import names
+
     base = settings.model_dump(exclude=set(sweep))
     wanted: dict[str, Settings] = {}
     for data in sweep["data"]:
+        if data in names() and not (base["level"] or data in LEVELS):  # another name is refused with a better reason
+            raise LabError(f"no level of the loss is known for data={data}: give one, as in level=0.5")
         for network in sweep["network"]:
             own = {factor: sweep[factor] for factor in _factors(network) if sweep[factor]}
             middle = {factor: values[len(values) // 2] for factor, values in own.items()}
@@ -111,11 +117,7 @@ def run(trial: Trial, log: Log) -> Ending:
     from thalweg.lab.training.landscape_increments import train_for_increments
 
     config: Any = trial.config
-    if not (level := config.level or LEVELS.get(config.data, 0.0)):
-        from thalweg.lab.errors import LabError
-
-        raise LabError(f"no level of the loss is known for data={config.data}: give one, as in level=0.5")
-    return train_for_increments(trial, log, fixed=config.fixed, level=level)
+    return train_for_increments(trial, log, fixed=config.fixed, level=config.level or LEVELS[config.data])
 
 
 def analyse(study: Study) -> Findings:
@@ -227,10 +229,10 @@ def _pictures(study: Study) -> list[Picture]:
         series: dict[str, list[tuple[list[float], list[float]]]] = {}
         for result in _line(study, data, network, factor):
             rows = [row for row in result.rows if "k" in row]
-            name = f"{factor} {getattr(result.config, factor)}"
+            name = f"{AXES[factor]} {getattr(result.config, factor)}"
             series.setdefault(name, []).append(([row["k"] for row in rows], [row["increment"] for row in rows]))
         drawn = curves(series, xlabel="sample size k", ylabel="E |L(k+1) - L(k)|", logx=True, logy=True)
-        title = f"Loss increment by number of {factor}" if factor != "kernel" else "Loss increment by kernel size"
+        title = f"Loss increment by {'' if factor == 'kernel' else 'number of '}{AXES[factor]}"
         caption = f"{NETWORKS[network]} on {data}, fixed epochs: mean over seeds, band of their range."
         pictures.append(Picture(f"increments-{factor}", title, drawn, caption))
         by_value = {
@@ -240,10 +242,17 @@ def _pictures(study: Study) -> list[Picture]:
             ]
             for key, what in {"fixed deviation": "fixed epochs", "level deviation": "at equal loss"}.items()
         }
-        drawn = curves(by_value, xlabel=factor, ylabel="D = mean |l - L|", logx=factor == "filters", logy=True)
+        drawn = curves(
+            by_value,
+            xlabel=AXES[factor],
+            ylabel="D = mean |l - L|",
+            logx=factor == "filters",
+            logy=True,
+            ticks=list(dict.fromkeys(getattr(r.config, factor) for r in _line(study, data, network, factor))),
+        )
         caption = "The increment is D/(k + 1) at large k. Mean over seeds, band of their range."
         pictures.append(
-            Picture(f"deviation-{factor}", f"D against {factor}, trained alike and to one loss", drawn, caption)
+            Picture(f"deviation-{factor}", f"D against {AXES[factor]}, trained alike and to one loss", drawn, caption)
         )
     return pictures
 
@@ -300,7 +309,7 @@ def _explained(study: Study, network: str) -> list[Claim]:
             "less",
             {seed: abs(level[seed]) for seed in shared},
             {seed: abs(fixed[seed]) / 2 for seed in shared},
-            text="That is why: at equal loss less than half of the slope with width is left.",
+            text=f"{NETWORKS[network]}: at equal loss less than half of the fall with width is left.",
             source="seed 003, number of filters",
             unit="|slope| at equal loss minus half of |slope| at equal epochs",
         )
