@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from thalweg.curvature import CurvatureOperator, hessian_bounds
@@ -31,6 +32,17 @@ def test_hessian_norms_are_those_of_the_dense_matrices(options, scale):
     found = hessian_norms(model, x, y)
     # the error of a Ritz value is at most its residual, 1e-10 of the norm
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+def test_a_saturated_softmax_costs_no_digits():
+    """Curvatures of e^-370 beside slopes of 1: eigenvalue routines that square entries are off by 2e-9 here."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.fill_(10.0)
+        model[1].weight.copy_(torch.tensor([[-9.0], [-46.0]]))
+    found = hessian_norms(model, torch.ones(1, 1, dtype=torch.float64), torch.tensor([1]))
+    # all that is left is H_F, the slopes (1, -1) of the loss by the outputs: norm √2, to a few roundings
+    torch.testing.assert_close(found, torch.tensor([2**0.5], dtype=torch.float64), rtol=1e-14, atol=0)
 
 
 def test_a_dead_network_has_norm_zero():
