@@ -221,9 +221,9 @@ def _toeplitz() -> Figure:
                 matrix[row][y * MAP + x] = tap
     with styled():
         axes.grid(visible=False)
-        # Vector cells: an image would be a bitmap inside the SVG. Their edges are seen on light and on dark paper, on
-        # either of which one end of the map is not.
-        axes.pcolormesh(matrix, cmap="viridis", edgecolors="black", linewidth=0.3)
+        # Vector cells: an image would be a bitmap inside the SVG. The ends of the map are not used: dark paper swallows
+        # the one, light paper the other.
+        axes.pcolormesh(matrix, cmap="viridis", vmin=-2.0, vmax=10.0)
         axes.set(xlabel="input pixel", ylabel="output pixel", aspect="equal")
         axes.invert_yaxis()
     return drawn
