@@ -26,6 +26,13 @@ def test_matrix_and_both_products_are_the_module_without_its_bias(case):
     torch.testing.assert_close(op.matvec(x).flatten(1), x.flatten(1) @ W.T, **EXACT)
 
 
+@given(convolutions())
+def test_inputs_that_no_output_reads_are_the_columns_of_zeros(case):
+    module, shape = case
+    op = LayerOperator.of(module, shape, weight=torch.ones_like(module.weight))
+    assert torch.equal(op.inputs_read().flatten(), op.dense().any(0))
+
+
 @given(convolutions(), st.integers(0, 2**31))
 def test_adjoint_identity(case, seed):
     op = LayerOperator.of(*case)

@@ -103,6 +103,56 @@ def test_factors_multiply_to_the_cubic(lower, top):
     assert (np.sqrt(t) * abs(product)).max() <= 1.02 * limit + 1e-12  # sampled at 32 nodes
 
 
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": 3, "dilation": 2}, {"stride": 2, "padding": 1}])
+def test_inputs_that_no_output_reads_do_not_count(options, monkeypatch):
+    """Value and step are those of the map of the pixels that are read, or three quarters of zeros would divide them."""
+    taps = 1 if options != {"stride": 3, "dilation": 2} else 2
+    op = operator((6, 2, taps), (2, 6), **options)
+    V = op.gram().detach()
+    read = op.inputs_read()
+    assert torch.equal(read.flatten(), V.diagonal() != 0)
+    assert 0 < int(read.sum()) < read.numel() == len(V)
+    eigenvalues, Q = torch.linalg.eigh(V[read.flatten()][:, read.flatten()])
+    size = len(eigenvalues)
+    expected = ((eigenvalues - A).clamp(max=0) ** 2 + (eigenvalues - B).clamp(min=0) ** 2).mean()
+    value = spectral_penalty(op, lower=A, upper=B, gram="read")
+    torch.testing.assert_close(value.detach(), expected, rtol=1e-12, atol=1e-14)  # as above
+
+    signs = torch.zeros(2**size, *op.input_shape, dtype=torch.int64)
+    signs[:, read] = torch.tensor(list(itertools.product((0, 1), repeat=size)))
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: signs)
+    vector = torch.zeros_like(read, dtype=torch.float64)
+    vector[read] = Q[:, -1]
+    estimate = probe_penalty(op, vector, lower=A, upper=B, gram="read", probes=2**size)
+    (gradient,) = torch.autograd.grad(estimate.value, op.weight)
+    top = 1.1 * float(eigenvalues[-1])
+    values, slopes = (torch.from_numpy(c.copy()) for c in hinge_cubics(A, B, top))
+    powers = (eigenvalues / top)[:, None] ** torch.arange(4)
+    torch.testing.assert_close(estimate.value.detach(), (powers @ values).mean(), rtol=1e-12, atol=0)
+    p = Q @ torch.diag(powers @ slopes) @ Q.T
+    (expected,) = torch.autograd.grad((p * op.gram()[read.flatten()][:, read.flatten()]).sum() / size, op.weight)
+    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-13)  # a root of the cubic is good to 1e-14
+
+
+def test_a_shortcut_takes_the_step_of_the_same_layer_on_the_pixels_that_it_reads(monkeypatch):
+    """1 x 1 with stride 2 on 8 x 8 is 1 x 1 with stride 1 on 4 x 4."""
+    strided, dense = (nn.Conv2d(4, 6, 1, stride=stride, bias=False, dtype=torch.float64) for stride in (2, 1))
+    dense.weight.data.copy_(strided.weight.data)
+    signs = torch.randint(0, 2, (6, 4, 8, 8), generator=draw())
+    for layer, drawn in ((strided, signs), (dense, signs[..., ::2, ::2])):
+        monkeypatch.setattr(torch, "randint", lambda *args, drawn=drawn, **kwargs: drawn[: args[2][0]])
+        size = drawn.shape[-1]
+        sample = torch.zeros(1, 4, size, size, dtype=torch.float64)
+        penalty = FrameRegularizer(A, B, form="spectral", generator=draw(1)).prepare(layer, sample)
+        operator = LayerOperator.of(layer, sample.shape[1:])
+        V = operator.gram().detach()
+        largest = torch.linalg.eigh(V[V.diagonal() != 0][:, V.diagonal() != 0]).eigenvectors[:, -1]
+        penalty._vectors["weight"] = torch.zeros(4, size, size, dtype=torch.float64)
+        penalty._vectors["weight"][operator.inputs_read()] = largest
+        penalty.step_(layer, 0.2)
+    torch.testing.assert_close(strided.weight, dense.weight, rtol=1e-12, atol=1e-14)  # the same sums
+
+
 def test_power_steps_find_the_largest_eigenvalue_when_warm_started():
     op = operator((4, 4, 3, 3), (4, 6, 6), padding=1)
     vector = start_vector(op, generator=draw())
@@ -198,6 +248,16 @@ def test_no_warning_of_collapse_in_the_spectral_form():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         penalty(conv)
+
+
+@pytest.mark.parametrize("options", [{"upper": 0.1}, {"upper": math.nan}, {"gram": "both"}])
+def test_bounds_and_gram_matrices_that_are_none_are_refused(options):
+    options = {"lower": A, "upper": B} | options
+    message = "expected bounds A <= B and gram='col', 'read' or 'row', got"
+    with pytest.raises(ValueError, match=message):
+        spectral_penalty(operator(), **options)
+    with pytest.raises(ValueError, match=message):
+        probe_penalty(operator(), torch.ones(2, 4), **options)
 
 
 def test_a_margin_without_room_is_refused():

@@ -135,6 +135,14 @@ class ConvolutionOperator(LayerOperator):
             return pixel % h
         return torch.where((pixel >= 0) & (pixel < h), pixel, -1)
 
+    def inputs_read(self) -> Tensor:
+        read = super().inputs_read()
+        for axis, size in enumerate(self.size):
+            found = torch.zeros(size + 1, dtype=torch.bool)  # the last is -1, outside the map
+            found[self.reads(axis)] = True
+            read &= found[:-1].to(read.device).view(-1, *[1] * (len(self.size) - 1 - axis))
+        return read
+
     def _selection(self, axis: int) -> Tensor:
         """Which output reads which pixel at which tap: (taps, outputs, pixels) of zeros and ones."""
         pixels = torch.arange(self.size[axis])

@@ -143,6 +143,14 @@ class LayerOperator(ABC):
         W = self.dense()
         return W.mT @ W if side == "col" else W @ W.mT
 
+    def inputs_read(self) -> Tensor:
+        """Which inputs some output reads, whatever the weight: booleans of `input_shape`.
+
+        >>> LayerOperator.of(nn.Conv1d(1, 1, 1, stride=2), (1, 5)).inputs_read()
+        tensor([[ True, False,  True, False,  True]])
+        """
+        return torch.ones(self.input_shape, dtype=torch.bool, device=self.weight.device)
+
     def widened(self, dtype: torch.dtype = torch.float32) -> LayerOperator:
         """The same operator with its weight in ``dtype`` or wider: half precision has too few digits for a spectrum.
 

@@ -2,6 +2,9 @@ r"""The frame regularizer on the eigenvalues themselves: no gap of Gershgorin's,
 
     R_s(W) = (1/n) Σ_i f(λ_i(V)) = (1/n) tr f(V),   f(λ) = min(λ - A, 0)² + max(λ - B, 0)²,   V = WᵀW or WWᵀ
 
+Inputs that no output reads (three quarters of the pixels before a 1 x 1 kernel of stride 2) have eigenvalues of zero
+whatever the weight; "read" leaves them out: n is then the number of the others, and so many eigenvalues count.
+
 R_s = 0 if and only if A <= λ_i <= B: the frame inequality itself, whereas diagonal dominance is only sufficient for it.
 Along the gradient flow every singular value follows ds/dt ∝ s (A - s²) below √A, so that W = 0 is an unstable point.
 
@@ -46,15 +49,20 @@ def spectral_penalty(operator: LayerOperator, *, lower: float, upper: float, gra
         operator: the layer, (m, n).
         lower: A; -inf for none.
         upper: B.
-        gram: "col" for the n eigenvalues of WᵀW, "row" for the m of WWᵀ.
+        gram: "col" for the n eigenvalues of WᵀW, "read" for those on the inputs that some output reads, "row" for the m
+            of WWᵀ.
+
+    Raises:
+        ValueError: bounds out of order, or another Gram matrix.
 
     >>> W = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
     >>> spectral_penalty(LayerOperator.of(W), lower=1.0, upper=2.0)  # λ = 4 and 1/4: (2² + (3/4)²) / 2
     tensor(2.2812)
     """
+    _check(lower, upper, gram)
     m, n = operator.shape
-    eigenvalues = torch.linalg.svdvals(operator.dense()).square()
-    size = m if gram == "row" else n  # pixels that no output reads count, as eigenvalues of zero
+    size = {"col": n, "row": m}.get(gram) or int(operator.inputs_read().sum())
+    eigenvalues = torch.linalg.svdvals(operator.dense()).square()[:size]
     total = _hinge(eigenvalues, lower, upper).sum()
     if size > len(eigenvalues) and lower > 0:  # V has a null space
         total = total + (size - len(eigenvalues)) * lower**2
@@ -86,20 +94,28 @@ def probe_penalty(
         vector: near the eigenvector of λ_max(V): from the last call, or from `start_vector`.
         lower: A; -inf for none.
         upper: B.
-        gram: "col" or "row".
+        gram: "col", "read" or "row", as for `spectral_penalty`.
         probes: random vectors of signs.
         generator: draws them.
+
+    Raises:
+        ValueError: bounds out of order, or another Gram matrix.
 
     >>> op = LayerOperator.of(2 * torch.eye(2))  # V = 4 I: one probe is exact, and so are cubics above B
     >>> round(float(probe_penalty(op, torch.ones(2), lower=0.0, upper=1.0).value), 1)  # (4 - 1)²
     9.0
     """
+    _check(lower, upper, gram)
     forward, transpose = (operator.rmatvec, operator.matvec) if gram == "row" else (operator.matvec, operator.rmatvec)
     weight, tiny = operator.weight, torch.finfo(operator.weight.dtype).tiny
     device = weight.device if generator is None else generator.device
     signs = torch.randint(0, 2, (probes, *vector.shape), generator=generator, device=device)
     with torch.no_grad():
         z = (2 * signs - 1).to(weight)
+        count = z.numel()
+        if gram == "read":
+            read = operator.inputs_read()
+            z, count = z * read, probes * int(read.sum())
         Wz = forward(torch.cat((z, vector[None])))
         Vz = transpose(Wz)
         WVz = forward(Vz)
@@ -117,13 +133,13 @@ def probe_penalty(
         v2 = Vy[:-1] / top + root * v1
         x = b[0] * z + b[1] * v1 + b[2] * v2
         # Beyond the interval the cubics grow: were λ_max far underestimated, that would throw the weights away.
-        longest = limit * top**0.5 * z.numel()
+        longest = limit * top**0.5 * count
         length = (torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y[:-1])).clamp(min=tiny)
         x *= 2 * (longest / length).clamp(max=1.0)
         moments = (z.square().sum(), Wz[:-1].square().sum() / top, v1.square().sum(), WVz[:-1].square().sum() / top**3)
         value = sum(float(c) * moment for c, moment in zip(values, moments, strict=True))
     surrogate = (Vy[:-1] * x).sum()
-    return Estimate((value + surrogate - surrogate.detach()) / z.numel(), largest, _unit(Vy[-1].detach()))
+    return Estimate((value + surrogate - surrogate.detach()) / count, largest, _unit(Vy[-1].detach()))
 
 
 def start_vector(
@@ -159,6 +175,13 @@ def step_factor(channels: int, positions: int, probes: int) -> float:
     (16.0, 4.0)
     """
     return channels * min(1.0, positions * probes / (4 * channels))
+
+
+def _check(lower: float, upper: float, gram: str) -> None:
+    if not lower <= upper or gram not in ("col", "read", "row"):
+        raise ValueError(
+            f"expected bounds A <= B and gram='col', 'read' or 'row', got A={lower}, B={upper} and gram={gram!r}"
+        )
 
 
 def _hinge(x: Tensor, lower: float, upper: float) -> Tensor:
