@@ -75,12 +75,12 @@ def bound_names(results: Sequence[Result]) -> list[str]:
 
 
 def looseness_table(families: Mapping[str, Family]) -> Table:
-    """How far bounds lie above the norm, by all that varies."""
+    """How far bounds lie above the norm, by all that varies; of at least one family."""
     import pandas as pd
 
     parts = []
     for name, family in families.items():
-        told = [replace(r, values={**r.values, **_as_printed(r)}) for r in family.results]
+        told = [replace(r, values={**r.values, **_as_printed(r)}) if r.values else r for r in family.results]
         have = {key: heading for key, heading in LOOSE.items() if any(key in r.values for r in told)}
         formats = {key: ".3g" if key in ("H_O", "H") else ".1f" for key in have}
         part = mean_std(told, {family.varied: "value"}, have, formats=formats).drop(columns="seeds")
@@ -88,7 +88,9 @@ def looseness_table(families: Mapping[str, Family]) -> Table:
         part["value"] = part["value"].map(lambda value: value if isinstance(value, str) else f"{value:g}")
         parts.append(part)
     whole = pd.concat(parts, ignore_index=True)
-    columns = ["varied", "value", *(heading for heading in LOOSE.values() if heading in whole.columns)]
+    columns = [key for key in ("varied", "value", *LOOSE.values(), "not averaged") if key in whole.columns]
+    if "not averaged" in columns:
+        whole["not averaged"] = whole["not averaged"].fillna("")
     return Table("Bound over exact norm", whole[columns], LOOSENESS_NOTE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,15 @@ def test_verdicts_on_made_up_ratios() -> None:
     shared = {key: value for key, value in config.model_dump().items() if key not in wanted.sweep}
     findings = wanted.analyse(Study(wanted, shared, results))
     assert [claim.verdict for claim in findings.claims] == ["fails", "fails", "holds", "holds", "holds"]
+
+
+def test_a_diverged_run_does_not_break_the_findings(study: Study) -> None:
+    lost = [
+        replace(r, outcome="diverged", values={}, rows=[]) if r.config.network == "conv2d" else r for r in study.results
+    ]
+    findings = study.experiment.analyse(replace(study, results=lost))
+    assert [picture.name for picture in findings.pictures][3:] == ["toeplitz-conv1d"]
+    assert "seed 0 diverged" in findings.tables[0].frame["not averaged"].tolist()
 
 
 def test_a_spectrum_that_does_not_reach_below_zero_is_drawn_at_its_precision() -> None:

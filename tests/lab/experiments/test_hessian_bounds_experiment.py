@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,22 @@ def test_tables_and_pictures(study: Study) -> None:
         "channels",
         "kernel",
     ]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_study_that_has_only_begun_can_be_looked_at(study: Study, count: int) -> None:
+    begun = replace(study, results=study.results[:count])
+    assert study.experiment.analyse(begun).tables[-1].title == "What was exceeded"
+
+
+def test_a_diverged_run_is_named(study: Study) -> None:
+    lost = [
+        replace(r, outcome="diverged", values={}) if r.config.layers == 3 and r.seed == 1 else r for r in study.results
+    ]
+    growth, looseness, _ = study.experiment.analyse(replace(study, results=lost)).tables
+    row = looseness.frame.set_index(["varied", "value"]).loc[("depth", "3")]
+    assert row["not averaged"] == "seed 1 diverged"
+    assert growth.frame.set_index("varied").loc["depth", "H_O"].startswith("1.0")  # of the layers that are left
 
 
 def test_one_network_by_hand(lab: Path) -> None:

@@ -131,11 +131,9 @@ def _pictures(study: Study) -> list[Picture]:
             f"{what} −λ min is drawn at {RESOLVED:g} of λ 1, the precision, where it is less.",
         ),
     ]
-    if first:
-        pictures.append(_densities(first[0]))
-    pictures += [
-        _toeplitz(r) for name in names if (r := study.where(network=name)[0]) and any("T" in row for row in r.rows)
-    ]
+    pictures += [_densities(r) for r in first if any("density" in row for row in r.rows)][:1]
+    for name in names:
+        pictures += [_toeplitz(r) for r in study.where(network=name) if any("T" in row for row in r.rows)][:1]
     return pictures
 
 

@@ -132,8 +132,8 @@ def run(trial: Trial, log: Log) -> Ending:
 def analyse(study: Study) -> Findings:
     """Looseness over all that varies, growth of bound and truth, what was exceeded; the seed's sentences."""
     families = dict(_families(study))
-    tables = [growth_table(families), looseness_table(families), exceeded_table(study)]
-    return Findings(_claims(study, families), tables, list(_pictures(families)))
+    tables = [growth_table(families), looseness_table(families)] if families else []
+    return Findings(_claims(study, families), [*tables, exceeded_table(study)], list(_pictures(families)))
 
 
 def _families(study: Study) -> Iterator[tuple[str, Family]]:
@@ -171,7 +171,7 @@ def _pictures(families: Mapping[str, Family]) -> Iterator[Picture]:
         ticks = () if varied == "scale" else list(dict.fromkeys(getattr(r.config, varied) for r in found))
         drawn = curves(series, xlabel=xlabel, ylabel="norm", logx=logx, logy=True, ticks=ticks)
         caption = "Median over images, mean over seeds; the band is their range."
-        if any(r.values["H_O"] == 0 for r in found):
+        if any(r.values.get("H_O") == 0 for r in found):
             caption += " Where a seed's network is dead (all its units zero) there is no mean."
         yield Picture(name.replace(", ", "-"), f"Bounds and exact norms against {name}", drawn, caption)
 
