@@ -79,7 +79,7 @@ def analyse(study: Study) -> Findings:
     return Findings(_claims(study), tables, _pictures(study))
 
 
-NORMS = "Norms: of the mean Hessian and its parts. Single samples: median of ||H_F,i||/||H_O,i|| over images alone."
+NORMS = "Norms: of the mean Hessian's parts. Single samples: the median of ||H_F,i||/||H_O,i|| over single images."
 SPECTRUM = "λ: eigenvalues of H. Blocks: the largest ||H_F||/||H_O|| of a layer's diagonal block."
 GAP = " Trace gap: |tr H - tr H_O|/tr H_O, tr H from every diagonal entry (up to 1500 parameters)."
 
