@@ -185,6 +185,15 @@ def test_a_loss_with_kinks_is_refused(loss_fn):
         EdgeOfStability(model, loss_fn, (x, target), torch.optim.SGD(model.parameters(), lr=0.1))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model, (x, y) = network().to(dtype), classes()
+    data = x.to(dtype), y
+    row = EdgeOfStability(model, cross_entropy, data, torch.optim.SGD(model.parameters(), lr=0.1)).measure()
+    exact = top_eigenvalue(model.double(), cross_entropy, (x.to(dtype).double(), y))
+    assert row.sharpness == pytest.approx(exact, rel=0.05)  # bfloat16 keeps 8 bits
+
+
 def test_an_invariant_space_ends_early():
     calls = []
     value, _, residual = ritz_top(lambda v: calls.append(1) or 2 * v, torch.ones(5), 4)

@@ -225,6 +225,28 @@ def test_what_modules_note_on_themselves_is_left(name):
     assert normed.weight is weight
 
 
+class Lookup(nn.Module):
+    """Some rows looked up twice, so that their gradient would be halved."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.rows, self.last = nn.Embedding(4, 5, **options).double(), nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.last(self.rows(x).mean(1))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
+def test_lookups_have_the_gradient_of_the_loss(name, option):
+    data = torch.randint(4, (9, 6), generator=draw()), torch.arange(9) % 3
+    plain, model = Lookup(), Lookup(**{option: True})
+    model.load_state_dict(plain.state_dict())
+    found, expected = (figures(ALL[name](net, cross_entropy, data)) for net in (model, plain))
+    torch.testing.assert_close(found, expected)
+    assert getattr(model.rows, option)
+
+
 @pytest.mark.parametrize("name", ["bezier", "sam", "worst"])
 def test_a_loss_without_a_gradient(name):
     data = torch.ones(6, 4), torch.arange(6) % 3

@@ -87,9 +87,15 @@ def require_deterministic(model: nn.Module, data: Any) -> None:
 
 
 def evaluate(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Any:
-    """The model's output with other parameters, and copies of its buffers."""
+    """The model's output with other parameters, and copies of its buffers.
+
+    A lookup's gradient is dense and that of the loss: ``sparse`` changes its layout, ``scale_grad_by_freq`` itself.
+    """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = module.scale_grad_by_freq = False
     try:
         return functional_call(model, {**buffers, **params}, (x,))
     finally:

@@ -55,10 +55,11 @@ def ritz_top(product: Callable[[Tensor], Tensor], start: Tensor, products: int) 
     """
     basis: list[Tensor] = []
     images: list[Tensor] = []
-    q = start / start.norm()
+    q = start.to(torch.promote_types(start.dtype, torch.float32))  # half precision keeps no basis orthogonal
+    q = q / q.norm()
     for _ in range(products):
         basis.append(q)
-        images.append(product(q))
+        images.append(product(q.to(start.dtype)).to(q.dtype))
         Q = torch.stack(basis)
         size = images[-1].norm()
         q = images[-1] - Q.T @ (Q @ images[-1])

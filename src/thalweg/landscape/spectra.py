@@ -56,7 +56,8 @@ def spectrum_growth(
         generator: draws the order of the samples, on the CPU; None keeps the one given.
 
     Returns:
-        The eigenvalues, in the order of `eigsh`.
+        The eigenvalues, in the order of `eigsh`; a multiple one, as linear models with several outputs have under
+        squared error, may appear once.
 
     Raises:
         TypeError: data that are no pair of tensors, or sizes that are no whole numbers.
