@@ -1,6 +1,7 @@
 """The contract of every layer operator, dense layers, and what `LayerOperator.of` reads and refuses."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -183,6 +184,24 @@ def test_spectra_and_inputs_of_half_precision_layers_are_those_of_their_weights(
     assert op.reconstruct(y.to(dtype)).dtype == dtype
 
 
+@pytest.mark.parametrize("size", [8, 32], ids=["dense", "by products"])
+def test_spectra_and_inputs_are_found_outside_of_autocast(size):
+    op = LayerOperator.of(randomize(nn.Conv2d(4, 4, 3, padding=1)).float(), (4, size, size))
+    y = op.matvec(randn(4, size, size).float())
+
+    def measure():
+        small = [op.dual_frame()] if size == 8 else []
+        return [op.dense()[:8], op.singular_values(2), op.reconstruct(y), *small]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a random layer loses some of its input
+        exact = measure()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = measure()
+    for value, expected in zip(found, exact, strict=True):
+        assert torch.equal(value, expected)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="LazyConv2d has an uninitialized weight: call the model once on real data"):
         LayerOperator.of(nn.LazyConv2d(3, 3), (1, 4, 4))
@@ -206,8 +225,14 @@ def test_errors():
         op.gram("rows")
     with pytest.raises(ValueError, match="has 2 singular values: k must be from 1 to 2, got 3"):
         op.singular_values(3)
+    with pytest.raises(ValueError, match="k must be from 1 to 2, got 1.5"):
+        op.singular_values(1.5)
     with pytest.raises(ValueError, match="which must be"):
         op.singular_values(1, which="both")
+    with pytest.raises(ValueError, match=r"1 map size\(s\)\), without batch axes, got \(2, 1, 4\)"):
+        LayerOperator.of(nn.Conv1d(1, 1, 3), (2, 1, 4))
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        LayerOperator.of(nn.Conv1d(1, 1, 3), (1, 8 / 2))
 
 
 def test_all_singular_values_of_a_huge_layer_are_refused_with_a_way_out():

@@ -83,7 +83,18 @@ def extreme_singular_values(
         raise ValueError(f"largest={largest} and smallest={smallest}: ask for at least one singular value")
     if not op.weight.isfinite().all():
         raise ValueError(f"the weight of {op} is not finite: it has no singular values")
-    op = op.widened()
+    with torch.autocast(device_type=op.weight.device.type, enabled=False):
+        return _bidiagonalize(op.widened(), largest, smallest, tolerance, max_vectors, generator)
+
+
+def _bidiagonalize(
+    op: LayerOperator,
+    largest: int,
+    smallest: int,
+    tolerance: float | None,
+    max_vectors: int,
+    generator: torch.Generator | None,
+) -> Extremes:
     m, n = op.shape
     forward, backward = _flat(op, transposed=m < n)
     m, n = max(m, n), min(m, n)

@@ -11,6 +11,7 @@ transpose cuts the margin off, or adds it to the opposite end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -73,12 +74,12 @@ class ConvolutionOperator(LayerOperator):
                 "pixels, and no penalty or spectrum here is defined for them"
             )
         self.weight = weight
-        self.input_shape = tuple(input_shape)
+        self.input_shape = tuple(map(index, input_shape))
         channels = weight.shape[1] * groups
         if len(self.input_shape) != axes + 1 or self.input_shape[0] != channels or weight.shape[0] % groups:
             raise ValueError(
                 f"a kernel {tuple(weight.shape)} in {groups} group(s) takes input_shape=({channels}, {axes} map "
-                f"size(s)), got {self.input_shape}"
+                f"size(s)), without batch axes, got {self.input_shape}"
             )
         self.groups = groups
         self.size, self.taps = self.input_shape[1:], tuple(weight.shape[2:])
@@ -108,6 +109,10 @@ class ConvolutionOperator(LayerOperator):
 
     def dense(self) -> Tensor:
         """W: (m, n), assembled from the taps: m·n·taps operations instead of n convolutions."""
+        with torch.autocast(device_type=self.weight.device.type, enabled=False):
+            return self._assembled()
+
+    def _assembled(self) -> Tensor:
         axes = len(self.taps)
         order = (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))  # out, rows…, in, columns…
         blocks = []

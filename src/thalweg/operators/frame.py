@@ -120,7 +120,8 @@ def dual_frame(op: LayerOperator) -> Tensor:
         raise ValueError(
             f"{op} is too large for its dual frame as a matrix: use reconstruct, which needs products only"
         )
-    inverse: Tensor = torch.linalg.pinv(op.widened().dense())
+    with torch.autocast(device_type=op.weight.device.type, enabled=False):
+        inverse: Tensor = torch.linalg.pinv(op.widened().dense())
     return inverse.mT
 
 
@@ -153,11 +154,12 @@ def reconstruct(op: LayerOperator, y: Tensor) -> Tensor:
         raise ValueError(f"{op} gives (*batch, {', '.join(map(str, op.output_shape))}), got {tuple(y.shape)}")
     wide = op.widened(y.dtype).widened()
     outputs = y.to(wide.weight.dtype)
-    if min(op.shape) <= SMALL and op.shape[0] * op.shape[1] <= DENSE:
-        batch = y.shape[:split]
-        z = (outputs.reshape(*batch, -1) @ dual_frame(wide)).reshape(*batch, *op.input_shape)
-    else:
-        z = _least_squares(wide, outputs)
+    with torch.autocast(device_type=y.device.type, enabled=False):
+        if min(op.shape) <= SMALL and op.shape[0] * op.shape[1] <= DENSE:
+            batch = y.shape[:split]
+            z = (outputs.reshape(*batch, -1) @ dual_frame(wide)).reshape(*batch, *op.input_shape)
+        else:
+            z = _least_squares(wide, outputs)
     return z.to(y.dtype)
 
 

@@ -104,7 +104,7 @@ def singular_values(
     count = min(op.shape)
     if which not in ("largest", "smallest"):
         raise ValueError(f"which must be 'largest' or 'smallest', got {which!r}")
-    if k is not None and not 1 <= k <= count:
+    if k is not None and k not in range(1, count + 1):
         raise ValueError(f"{op} has {count} singular values: k must be from 1 to {count}, got {k}")
     if not op.weight.isfinite().all():
         dtype = torch.promote_types(op.weight.dtype, torch.float32)

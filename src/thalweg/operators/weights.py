@@ -44,11 +44,16 @@ def applied_weight(module: nn.Module, name: str = "weight") -> Tensor:
 def uncompiled(model: nn.Module) -> nn.Module:
     """The model itself behind ``torch.compile(model)``, with the names of its layers and hooks that are called.
 
+    Raises:
+        TypeError: something that is not a model.
+
     >>> import torch
     >>> model = nn.Linear(2, 2)
     >>> uncompiled(torch.compile(model, backend="eager")) is uncompiled(model) is model
     True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model is expected, a torch.nn.Module, got {type(model).__name__}")
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
 
@@ -65,7 +70,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     >>> torch.equal(layer.parametrizations.weight[0]._u, before)
     True
     """
-    lists = [module for module in model.modules() if isinstance(module, parametrize.ParametrizationList)]
+    lists = [module for module in uncompiled(model).modules() if isinstance(module, parametrize.ParametrizationList)]
     active = {inner for outer in lists for inner in outer.modules() if inner.training}
     for module in active:
         module.training = False
