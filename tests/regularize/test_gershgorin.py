@@ -212,6 +212,13 @@ def test_a_second_derivative_is_refused():
         gradient.square().sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own
+def test_a_forward_derivative_is_refused_where_torch_would_say_zero():
+    W = torch.randn(3, 2, generator=torch.Generator().manual_seed(7))
+    with pytest.raises(RuntimeError, match="differentiable backward only"):
+        torch.func.jvp(lambda W: frame_penalty(W, lower=A, upper=B), (W,), (torch.ones(3, 2),))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_on_an_accelerator():

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from thalweg.regularize.axes import AxisShape
 from thalweg.regularize.circles import circles, circles_gradient, kernel_of_taps, taps_of_kernel
@@ -84,6 +85,8 @@ def gershgorin_penalty(
     kernel: Tensor, axes: Sequence[AxisShape], side: str, lower: float, upper: float, rows: Tensor | None = None
 ) -> Tensor:
     """R of the Gram matrix "col", "read" or "row" of a kernel (g, out, in, taps…); ``lower`` may be -inf."""
+    if not torch.compiler.is_compiling() and unpack_dual(kernel).tangent is not None:  # type: ignore[no-untyped-call]
+        raise RuntimeError("the frame penalty is differentiable backward only: it has no forward derivative here")
     flat = [int(number) for axis in axes for number in axis]
     need_grad = kernel.requires_grad and torch.is_grad_enabled()
     value: Tensor = _value_and_gradient(kernel, flat, side, lower, upper, rows, need_grad)[0]
@@ -100,12 +103,13 @@ def _value_and_gradient(
     numbers = (axes[i : i + size] for i in range(0, len(axes), size))
     shapes = tuple(AxisShape(h, k, s, p, d, u, bool(circular)) for h, k, s, p, d, u, circular in numbers)
     plan = make_plan(shapes, side)
-    X = taps_of_kernel(kernel, side)
-    S, v, sets = circles(X, plan, rows)
-    R, dS, dv = circle_hinge(S, v, plan, lower, upper)
-    if not need_grad:
-        return R, kernel.new_empty(0)
-    dX = circles_gradient(X, plan, sets, dS, dv, rows)
+    with torch.autocast(device_type=kernel.device.type, enabled=False):
+        X = taps_of_kernel(kernel, side)
+        S, v, sets = circles(X, plan, rows)
+        R, dS, dv = circle_hinge(S, v, plan, lower, upper)
+        if not need_grad:
+            return R, kernel.new_empty(0)
+        dX = circles_gradient(X, plan, sets, dS, dv, rows)
     return R, kernel_of_taps(dX, side).reshape(kernel.shape).contiguous()
 
 
