@@ -399,8 +399,15 @@ def test_autocast_does_not_reach_the_products():
     model = network()
     penalty = FrameRegularizer(A, B).prepare(model, SAMPLE)
     expected = quietly(penalty, model)
+    fresh = FrameRegularizer(A, B).prepare(model, SAMPLE)  # which looks at the start first
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert quietly(penalty, model) == expected
+        assert quietly(fresh, model) == expected
+    report = frame_report(model, (3, 12, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert frame_report(model, (3, 12, 12)) == report
+        value = frame_penalty(model[0].weight, (3, 12, 12), padding=1, lower=A, upper=B)
+    assert value == frame_penalty(model[0].weight, (3, 12, 12), padding=1, lower=A, upper=B)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from thalweg.operators import LayerOperator
+from thalweg.regularize import SoftOrthogonality
 from thalweg.regularize.frame import frame_penalty
 from thalweg.regularize.initialization import frame_init_, tight_frame
 
@@ -86,11 +87,101 @@ def test_a_model_is_reported_line_by_line():
         nn.Linear(4, 2),
     )
     kept = model[4].weight.detach().clone()
-    lines = frame_init_(model, A, B, exclude=["4"], generator=draw())
+    lines = frame_init_(model, A, B, exclude="4", generator=draw())
     assert [line.name for line in lines] == ["0", "1", "2", "3", "4"]
     assert [line.kind for line in lines] == ["not initialized", "tight frame", *["not initialized"] * 3]
     assert ["neither" in lines[0].note, "parametrized" in lines[2].note, "reflect" in lines[3].note] == [True] * 3
     assert torch.equal(model[4].weight, kept)
+
+
+def blocks():
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({}, ["0.0", "0.1", "1.0"]),
+        ({"include": "0.*"}, ["0.0", "0.1"]),
+        ({"include": ["1.*", "0.0.weight"]}, ["0.0", "1.0"]),
+        ({"exclude": "*.0"}, ["0.1"]),
+        ({"exclude": ["1*", "0.1"]}, ["0.0"]),
+    ],
+)
+def test_selection_by_shell_patterns_as_in_penalties(options, chosen):
+    model = blocks()
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    lines = frame_init_(model, A, B, generator=draw(), **options)
+    assert [line.name for line in lines] == ["0.0", "0.1", "1.0"]
+    assert [line.name for line in lines if line.kind == "tight frame"] == chosen
+    moved = [name for name, param in model.named_parameters() if not torch.equal(param, before[name])]
+    assert moved == [f"{name}.weight" for name in chosen]
+    penalty = SoftOrthogonality(**options)
+    assert [row.layer for row in penalty.per_layer(model).regularized] == moved
+    reasons = {row.layer: row.note for row in penalty.per_layer(model).skipped}
+    assert all(line.note == reasons[f"{line.name}.weight"] for line in lines if line.name not in chosen)
+
+
+@pytest.mark.parametrize("options", [{"include": ["*", "fc"]}, {"exclude": "fc"}, {"exclude": ["0.0", "fc"]}])
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(options):
+    model = blocks()
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    with pytest.raises(ValueError, match="frame_init_: no weight of the model matches 'fc'; patterns are compared"):
+        frame_init_(model, A, B, **options)
+    assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
+
+
+def test_a_name_that_is_part_of_an_excluded_one_is_no_match():
+    """``name in "fc"`` is true for "f", and for the "" of a model that is one layer."""
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="matches 'fc'"):
+        frame_init_(layer, A, B, exclude="fc")
+
+
+def test_frozen_and_odd_weights_are_left_alone_with_the_reason_of_the_penalties():
+    model = nn.Sequential(
+        nn.Linear(4, 4).requires_grad_(False),
+        nn.Linear(4, 4, dtype=torch.complex64),
+        nn.Linear(4, 1, bias=False),
+        nn.LSTM(4, 3, bias=False),
+        nn.Linear(4, 4),
+    )
+    model[2].weight = nn.Parameter(torch.empty(0, 4))
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    lines = {line.name: line for line in frame_init_(model, A, B, generator=draw())}
+    assert {name: line.note for name, line in lines.items()} == {
+        "0": "frozen: it does not require a gradient",
+        "1": "complex weights are not supported",
+        "2": "it has no elements",
+        "3.weight_ih_l0": "LSTM is neither a dense layer nor a convolution",
+        "3.weight_hh_l0": "LSTM is neither a dense layer nor a convolution",
+        "4": "",
+    }
+    moved = [name for name, param in model.named_parameters() if not torch.equal(param, before[name])]
+    assert moved == ["4.weight"]
+    with pytest.raises(ValueError, match="LazyLinear has an uninitialized weight: call the model once on real data"):
+        frame_init_(nn.Sequential(nn.LazyLinear(3)), A, B)
+    with pytest.raises(TypeError, match="a model is expected, a torch.nn.Module, got Parameter"):
+        frame_init_(nn.Linear(2, 2).weight, A, B)
+
+
+def test_a_shared_weight_is_the_frame_of_its_first_layer():
+    """Written a second time, for a stride of 2, it would have λ_min = 0 in the first, whose line says otherwise."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    model[1].weight = model[0].weight
+    first, second = frame_init_(model, A, B, sample=torch.zeros(1, 4, 6, 6), generator=draw())
+    bounds = LayerOperator.of(model[0], (4, 6, 6)).frame_bounds()
+    assert (first.lower, first.upper) == pytest.approx((bounds.lower, bounds.upper), abs=1e-5)  # float32
+    assert (second.kind, second.note) == ("not initialized", "initialized once, as 0.weight")
+
+
+def test_reading_a_spectral_norm_leaves_its_power_iteration():
+    layer = parametrizations.spectral_norm(nn.Linear(4, 3))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    frame_init_(layer, A, B)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 def test_a_pruned_weight_is_left_alone_not_set_until_the_next_forward_pass():
@@ -135,5 +226,9 @@ def test_draws_come_from_the_generator_alone():
 def test_bounds_are_checked():
     with pytest.raises(ValueError, match="0 <= A <= B"):
         frame_init_(nn.Linear(2, 2), 2.0, 1.0)
-    with pytest.raises(ValueError, match="B > 0"):
-        frame_init_(nn.Linear(2, 2), 0.0, 0.0)
+    for lower, upper in ((0.0, 0.0), (0.5, float("inf"))):
+        with pytest.raises(ValueError, match="finite and satisfy 0 <= A <= B and B > 0"):
+            frame_init_(nn.Linear(2, 2), lower, upper)
+    for m, n, bound in ((0, 2, 1.0), (2, 2, -1.0), (2, 2, float("nan"))):
+        with pytest.raises(ValueError, match="a tight frame has m, n >= 1 and a finite bound >= 0, got"):
+            tight_frame(m, n, bound=bound)

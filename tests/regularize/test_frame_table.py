@@ -90,3 +90,29 @@ def test_errors():
         frame_report(nn.Linear(2, 2), (2,), side="both")
     with pytest.raises(ValueError, match="uninitialized parameters: call it once"):
         frame_report(nn.LazyLinear(2), (2,))
+    with pytest.raises(ValueError, match="0 <= A <= B"):
+        frame_report(nn.Linear(2, 2), (2,), lower=3.0, upper=1.0)
+    with pytest.raises(ValueError, match="or sample=a batch, got neither"):
+        frame_report(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="or sample=a batch, got both"):
+        frame_report(nn.Linear(2, 2), (2,), sample=torch.zeros(1, 2))
+    for given in (2, torch.zeros(1, 2)):
+        with pytest.raises(TypeError, match=f"got {type(given).__name__}: a batch goes to sample="):
+            frame_report(nn.Linear(2, 2), given)
+    with pytest.raises(TypeError, match="a model is expected, a torch.nn.Module, got Parameter"):
+        frame_report(nn.Linear(2, 2).weight, (2,))
+
+
+def test_a_model_of_tokens_or_several_arguments_is_reported_by_a_sample_of_its_own():
+    tokens = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    report = frame_report(tokens, sample=torch.zeros(1, 3, dtype=torch.long))
+    assert [row.name for row in report if row.R is not None] == ["1", "2"]
+    attention = nn.MultiheadAttention(8, 2)
+    x = torch.zeros(3, 1, 8)
+    report = frame_report(attention, sample=(x, x, x))
+    assert [(row.name, row.note) for row in report] == [
+        ("in_proj_weight", "MultiheadAttention is neither a dense layer nor a convolution"),
+        ("out_proj", ""),
+    ]
+    images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
+    assert frame_report(images, sample=torch.ones(2, *IMAGE)) == frame_report(images, IMAGE)

@@ -78,7 +78,7 @@ def test_the_half_space_form_does_not_see_the_sign_of_a_filter():
 def test_minimizing_spreads_three_filters_of_the_plane_evenly():
     layer = nn.Linear(2, 3, bias=False).double()
     layer.weight.data = torch.tensor([[1.0, 0.0], [1.0, 0.5], [0.7, -0.6]], dtype=torch.float64)
-    penalty = HypersphericalEnergy(1.0, power=1, output="none", include="*")
+    penalty = HypersphericalEnergy(1.0, power=1, output=())
     for _ in range(2000):
         penalty.step_(layer, 0.2)
     w = nn.functional.normalize(layer.weight.detach())
@@ -129,6 +129,10 @@ def test_published_coefficients():
     assert coefficients(angular=True) == {"0.weight": 1, "1.weight": 1, "2.weight": 10}
     assert coefficients(angular=True, power=2) == {"0.weight": 0.1, "1.weight": 0.1, "2.weight": 1}
     assert coefficients(output="0") == {"0.weight": 10, "1.weight": 1, "2.weight": 1}
+    assert coefficients(output=["0", "1.weight"]) == {"0.weight": 10, "1.weight": 10, "2.weight": 1}
+    assert coefficients(output=()) == {"0.weight": 1, "1.weight": 1, "2.weight": 1}
+    with pytest.raises(ValueError, match=r"HypersphericalEnergy\(output=...\): no weight of the model matches 'head'"):
+        coefficients(output="head")
 
 
 def test_the_output_layer_stays_in_full_space():

@@ -1,6 +1,7 @@
 """The machinery of penalties: which weights, when, how strongly, and what is said about it."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -15,12 +16,15 @@ from thalweg.regularize import (
     L2,
     SRIP,
     FrameRegularizer,
+    HypersphericalEnergy,
     LayerPenalty,
     PenaltySum,
     SoftOrthogonality,
     frame_report,
     ramp,
     soft_orthogonality,
+    srip_table,
+    stair,
 )
 
 
@@ -45,6 +49,8 @@ def regularized(penalty, model):
         ({"exclude": "[24]"}, ["0.weight"]),
         ({"exclude": ["0", "2.*"]}, ["4.weight"]),
         ({"types": (nn.Linear,)}, ["0.weight", "2.weight", "4.weight"]),
+        ({"types": nn.Linear}, ["0.weight", "2.weight", "4.weight"]),
+        ({"types": [nn.Conv2d, nn.Linear]}, ["0.weight", "2.weight", "4.weight"]),
     ],
 )
 def test_selection_by_name_and_type(options, expected):
@@ -91,13 +97,99 @@ def test_patterns_that_match_nothing_and_empty_selections_are_errors():
         SoftOrthogonality(types=(nn.Conv2d,))(network())
     with pytest.raises(ValueError, match="it has no parameters"):
         L2(include=())(nn.ReLU())
-    with pytest.raises(ValueError, match="must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="must be >= 0 and finite, got -1"):
         L2(-1)
-    for every in (0, 1.5):
+    for every in (0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"every={every}: .* with a whole N >= 1"):
             L2(every=every)
     with pytest.raises(ValueError, match="LazyLinear has an uninitialized weight: call the model once on real data"):
         L2()(nn.Sequential(nn.LazyLinear(3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"types": "Linear"}, "types are classes of modules, such as .* got 'Linear'"),
+        ({"include": None}, "a shell pattern .* is expected, got None"),
+        ({"exclude": [nn.Linear]}, "a shell pattern .* is expected, got .*Linear"),
+        ({"schedule": 0.5}, "schedule is a function of the number of steps, .* got 0.5"),
+        ({"generator": 0}, "generator is a torch.Generator or None, got 0"),
+    ],
+)
+def test_options_of_another_kind_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        SoftOrthogonality(**options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda penalty, x: penalty(x),
+        lambda penalty, x: penalty.step_(x, 0.1),
+        lambda penalty, x: penalty.per_layer(x),
+        lambda penalty, x: penalty.prepare(x, torch.zeros(1, 2)),
+    ],
+)
+@pytest.mark.parametrize("penalty", [SoftOrthogonality(), L1(), FrameRegularizer(0.5, 2.0), L1() + L2()])
+def test_what_is_no_model_is_named(penalty, call):
+    for given, name in ((nn.Linear(2, 2).weight, "Parameter"), ([nn.Linear(2, 2)], "list")):
+        with pytest.raises(TypeError, match=f"a model is expected, a torch.nn.Module, got {name}"):
+            call(penalty, given)
+
+
+@pytest.mark.parametrize("penalty", [SoftOrthogonality(), L1(), FrameRegularizer(0.5, 2.0), L1() + L2()])
+def test_a_rate_that_leads_up_is_refused_and_one_of_zero_leaves_the_weights(penalty):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    for lr in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="a step down a penalty has a rate >= 0"):
+            penalty.step_(model, lr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a start that collapses
+        penalty.step_(model, 0.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_sum_takes_its_terms_one_by_one():
+    with pytest.raises(TypeError, match=r"as in PenaltySum\(p, q\), got \[SoftOrthogonality"):
+        PenaltySum([SoftOrthogonality(), L2()])
+
+
+class Wrapped(nn.Module):
+    """As DistributedDataParallel and others hold a model: by another name."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize(
+    ("form", "end"), [("gershgorin", "by their names, or choose"), ("spectral", "by their names$")]
+)
+def test_a_model_by_other_names_than_the_prepared_one_is_refused_not_half_regularized(form, end):
+    """The dense layer needs no map: without this the convolution would have been left out and nothing said."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(70, 3))
+    penalty = FrameRegularizer(0.5, 2.0, form=form).prepare(model, torch.zeros(1, 2, 7, 9))
+    for call in (penalty, penalty.per_layer, lambda m: penalty.step_(m, 0.1)):
+        with pytest.raises(ValueError, match=f"the input map of module.0.weight is not known: .*{end}"):
+            call(Wrapped(model))
+    penalty.prepare(Wrapped(model), torch.zeros(1, 2, 7, 9))
+    assert regularized(penalty, Wrapped(model)) == ["module.0.weight", "module.2.weight"]
+
+
+def test_a_convolution_that_the_dry_forward_does_not_reach_is_in_the_table():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(70, 3))
+    model.aside = nn.Conv2d(2, 2, 3)
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+    penalty = FrameRegularizer(0.5, 2.0).prepare(model, torch.zeros(1, 2, 7, 9))
+    resumed = FrameRegularizer(0.5, 2.0)
+    resumed.load_state_dict(penalty.state_dict())
+    for member in (penalty, resumed):
+        notes = {row.layer: row.note for row in member.per_layer(model).skipped}
+        assert notes["aside.weight"] == "its input map is unknown: the forward pass of prepare() did not reach it"
 
 
 def test_types_without_a_matrix_are_left_out_with_the_reason():
@@ -258,6 +350,35 @@ def test_a_state_that_would_draw_otherwise_is_refused(saved):
     other = torch.Generator() if saved is None else None
     with pytest.raises(ValueError, match="SRIP has generator=.* its draws would not be continued"):
         SRIP(generator=other).load_state_dict(SRIP(generator=saved).state_dict())
+
+
+def test_a_state_of_another_penalty_is_refused():
+    with pytest.raises(ValueError, match="not the state of a FrameRegularizer: it has no parts, vectors; load"):
+        FrameRegularizer(0.5, 2.0).load_state_dict(SoftOrthogonality().state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:the Gershgorin form will shrink")
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        SRIP(generator=torch.Generator().manual_seed(3), schedule=srip_table(2), exclude="4"),
+        FrameRegularizer(0.5, 2.0, sample=0.5, schedule=ramp(4), generator=torch.Generator().manual_seed(3)),
+        FrameRegularizer(0.5, 2.0, form="spectral", generator=torch.Generator().manual_seed(3)) + L1(every=2),
+        HypersphericalEnergy(output="4", schedule=stair({1: 0.5})),
+    ],
+)
+def test_pickled_it_goes_on_where_it_was(penalty):
+    """As a part of a model that is saved whole, or sent to the processes of ``spawn``."""
+    model = network()
+    for _ in range(2):
+        penalty(model)
+        penalty.advance()
+    twin = pickle.loads(pickle.dumps(penalty))
+    for _ in range(3):
+        assert torch.equal(twin(model), penalty(model))
+        penalty.advance()
+        twin.advance()
+    assert twin.per_layer(model) == penalty.per_layer(model)
 
 
 def test_copies_draw_on_by_themselves():

@@ -226,6 +226,33 @@ def test_a_whole_graph_is_captured_once_for_all_values_of_a_schedule(member):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("options", [{"form": "spectral"}, {"sample": 0.5}], ids=lambda o: next(iter(o)))
+def test_what_draws_in_every_layer_stays_out_of_the_graph_of_a_compiled_loss(options):
+    """The spectral form goes by λ_max, a sample by the shapes it draws: torch gave up, or made more and more graphs."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(27, 2)).double()
+    twin, graphs = copy.deepcopy(model), []
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64, generator=draw())
+
+    def count(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    penalties = [FrameRegularizer(0.5, 2.0, generator=draw(1), **options).prepare(model, x) for _ in range(2)]
+    compiled = torch.compile(lambda: model(x).square().sum() + penalties[0](model), backend=count)
+    for _ in range(3):
+        value, expected = compiled(), twin(x).square().sum() + penalties[1](twin)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        for module, loss in ((model, value), (twin, expected)):
+            gradients = torch.autograd.grad(loss, list(module.parameters()))
+            with torch.no_grad():
+                for param, gradient in zip(module.parameters(), gradients, strict=True):
+                    param.sub_(gradient, alpha=1e-3)
+        for penalty in penalties:
+            penalty.advance()
+    assert len(graphs) == 2  # what stands before the penalty, and the sum
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 @every_member

@@ -13,7 +13,7 @@ from thalweg.regularize.penalty_table import PenaltyTable
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Penalty", "PenaltySum"]
+__all__ = ["Penalty", "PenaltySum", "check_rate"]
 
 
 class Penalty(nn.Module):
@@ -40,7 +40,11 @@ class Penalty(nn.Module):
 
         The decoupled form, as AdamW's weight decay: called before or after ``optimizer.step()`` in place of adding the
         penalty to the loss. (AdamW decays before its step: then `L2` gives AdamW itself.)
+
+        Raises:
+            ValueError: a negative rate.
         """
+        check_rate(lr)
         with torch.enable_grad():
             value = self(model)
         if not value.requires_grad:  # not at this step
@@ -64,11 +68,18 @@ class Penalty(nn.Module):
         return self
 
 
+def check_rate(lr: float) -> None:
+    """Refuse a rate that leads up, as optimizers do."""
+    if not lr >= 0:
+        raise ValueError(f"lr={lr}: a step down a penalty has a rate >= 0")
+
+
 class PenaltySum(Penalty):
     """The sum of penalties, each with its own coefficient, schedule and choice of layers; made by ``p + q``.
 
     Raises:
         ValueError: no penalty.
+        TypeError: something else than penalties.
 
     >>> from thalweg.regularize import L1, L2
     >>> model = nn.Linear(2, 1, bias=False)
@@ -84,6 +95,8 @@ class PenaltySum(Penalty):
             raise ValueError("a sum of penalties needs at least one")
         self.terms = nn.ModuleList()
         for penalty in penalties:
+            if not isinstance(penalty, Penalty):
+                raise TypeError(f"penalties one by one are expected, as in PenaltySum(p, q), got {penalty!r}")
             self.terms.extend(penalty.terms if isinstance(penalty, PenaltySum) else [penalty])
 
     def __iter__(self) -> Iterator[Penalty]:

@@ -1,13 +1,15 @@
 """How a penalty's coefficient changes with time: pure functions of the number t of optimizer steps taken.
 
-A schedule gives a factor of the penalty's own coefficient. `srip_table` is the one published with SRIP (Bansal, Chen,
+A schedule gives a factor of the penalty's own coefficient; those made here can be pickled, and penalties with them.
+`srip_table` is the one published with SRIP (Bansal, Chen,
 Wang 2018, and their training scripts): its factors multiply the base coefficient, not each other.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 __all__ = ["SRIP_CIFAR", "SRIP_IMAGENET", "Schedule", "constant", "ramp", "srip_table", "stair"]
 
@@ -24,7 +26,11 @@ def constant() -> Schedule:
     >>> constant()(1000)
     1.0
     """
-    return lambda step: 1.0
+    return _one
+
+
+def _one(step: int) -> float:
+    return 1.0
 
 
 def ramp(steps: int, *, start: float = 0.0) -> Schedule:
@@ -38,7 +44,11 @@ def ramp(steps: int, *, start: float = 0.0) -> Schedule:
     """
     if steps < 1:
         raise ValueError(f"a ramp takes at least one step, got {steps}")
-    return lambda step: start + (1.0 - start) * min(step / steps, 1.0)
+    return partial(_ramp, steps, start)
+
+
+def _ramp(steps: int, start: float, step: int) -> float:
+    return start + (1.0 - start) * min(step / steps, 1.0)
 
 
 def stair(factors: Mapping[int, float]) -> Schedule:
@@ -52,7 +62,11 @@ def stair(factors: Mapping[int, float]) -> Schedule:
     """
     starts = sorted(factors)
     values = [1.0, *(factors[start] for start in starts)]
-    return lambda step: values[bisect_right(starts, step)]
+    return partial(_stair, starts, values)
+
+
+def _stair(starts: Sequence[int], values: Sequence[float], step: int) -> float:
+    return values[bisect_right(starts, step)]
 
 
 def srip_table(steps_per_epoch: int, *, factors: Mapping[int, float] = SRIP_CIFAR) -> Schedule:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg.operators.weights import at_rest
+from thalweg.regularize.additive import check_rate
 from thalweg.regularize.collapse import radius_ratio, warn_of_collapse
 from thalweg.regularize.gershgorin import frame_penalty, gershgorin_penalty
 from thalweg.regularize.gram import (
@@ -132,9 +133,17 @@ class FrameRegularizer(LayerPenalty):
             self._aim()
 
     def forward(self, model: nn.Module) -> Tensor:
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self.form == "spectral" or self.sample < 1:  # it branches on λ_max, or on the shapes of what it draws
+                value: Tensor = self._outside_the_graph(model)
+                return value
+        else:
             self._check_start(model, 4)  # past Module.__call__
         return super().forward(model)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _outside_the_graph(self, model: nn.Module) -> Tensor:
+        return self.forward(model)
 
     def value(self, layer: Layer) -> Tensor:
         if self.form == "spectral":
@@ -150,11 +159,12 @@ class FrameRegularizer(LayerPenalty):
                 with ``every=N``. Spectral form: 0.1 to 0.2. In both it stays constant while the optimizer's decays.
 
         Raises:
-            ValueError: the margin leaves nothing of [A, B].
+            ValueError: the margin leaves nothing of [A, B], or a negative rate.
         """
         if self.form == "spectral":
             super().step_(model, lr)
             return
+        check_rate(lr)
         aim = self._aim()
         self._check_start(model, 2)
         self._suspect_forgotten_advance(2)
@@ -190,13 +200,14 @@ class FrameRegularizer(LayerPenalty):
         reason = unsupported(layer.module)
         if reason:
             return reason
-        if (
-            self._needs_map
-            and isinstance(layer.module, CONVOLUTIONS)
-            and layer.input_shape is None
-            and self.input_shapes
-        ):
-            return "its input map is unknown: the forward pass of prepare() did not reach it"
+        if self._needs_map and isinstance(layer.module, CONVOLUTIONS) and layer.input_shape is None:
+            if layer.name in self.input_shapes:
+                return "its input map is unknown: the forward pass of prepare() did not reach it"
+            alternative = "" if self.form == "spectral" else ", or choose boundary='interior'"
+            raise ValueError(
+                f"the size of the input map of {layer.path} is not known: call prepare(model, sample) with the very "
+                f"model that is regularized, since layers go by their names{alternative}"
+            )
         _, side = self._geometry(layer)
         return "" if side.gram else side.note
 
@@ -221,9 +232,9 @@ class FrameRegularizer(LayerPenalty):
         return super().get_extra_state() | {"vectors": dict(self._vectors), "parts": parts}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
         self._vectors = dict(state["vectors"])
         self._parts = {path: list(left) for path, left in state["parts"].items()}
-        super().set_extra_state(state)
 
     @property
     def _needs_map(self) -> bool:
@@ -269,6 +280,7 @@ class FrameRegularizer(LayerPenalty):
             with at_rest(model), torch.no_grad(), parametrize.cached():
                 for layer in self.layers(model):
                     layer_map, side = self._geometry(layer)
-                    if side.bounded_below:
-                        ratios[layer.path] = radius_ratio(layer.kernel, layer_map.axes, side.gram)
+                    with torch.autocast(device_type=layer.weight.device.type, enabled=False):
+                        if side.bounded_below:
+                            ratios[layer.path] = radius_ratio(layer.kernel, layer_map.axes, side.gram)
         warn_of_collapse(ratios, self.lower, self.upper, stacklevel=stacklevel + 1)

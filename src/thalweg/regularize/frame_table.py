@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg.operators import (
     InputShapes,
@@ -22,10 +23,10 @@ from thalweg.operators import (
     known_singular_values,
     negligible,
 )
-from thalweg.operators.weights import at_rest
+from thalweg.operators.weights import at_rest, uncompiled
 from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.gershgorin import circle_hinge
-from thalweg.regularize.gram import LayerMap, Side, grouped_kernel, unsupported
+from thalweg.regularize.gram import LayerMap, Side, check_bounds, grouped_kernel, unsupported
 from thalweg.regularize.layer import Layer, weights_of
 from thalweg.regularize.row_types import make_plan
 
@@ -106,13 +107,21 @@ class FrameTable(list[FrameRow]):
 
 @torch.no_grad()
 def frame_report(
-    model: nn.Module, input_shape: Sequence[int], *, lower: float = 0.5, upper: float = 2.0, side: Side = "auto"
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    sample: Tensor | tuple[Any, ...] | None = None,
+    lower: float = 0.5,
+    upper: float = 2.0,
+    side: Side = "auto",
 ) -> FrameTable:
     """The frame bounds of every dense layer and convolution of a model, frozen ones too; the model is left as it was.
 
     Args:
-        model: any model that takes one tensor; it is run once, on zeros.
-        input_shape: of one input, without the batch axis.
+        model: any model; it is run once.
+        input_shape: of one input, without the batch axis: zeros of the dtype of the parameters are the sample then.
+        sample: one batch in their place, for a model that takes something else: tokens, or several arguments, as a
+            tuple.
         lower: A, for R and the share of violating rows.
         upper: B.
         side: which Gram matrix, see `thalweg.regularize.gram_side`.
@@ -121,7 +130,9 @@ def frame_report(
         A row for every weight of two or more dimensions, in the model's order.
 
     Raises:
-        ValueError: an unknown side, or parameters that are not initialized yet (lazy modules).
+        ValueError: neither a shape nor a sample, or both; bounds out of order, an unknown side, or parameters that are
+            not initialized yet (lazy modules).
+        TypeError: a number or a tensor for the shape, or something that is not a model.
 
     >>> layer = nn.Linear(2, 2)
     >>> _ = nn.init.eye_(layer.weight)
@@ -129,9 +140,18 @@ def frame_report(
     >>> row.lambda_min, row.lambda_max, row.condition, row.R, row.lost
     (1.0, 1.0, 1.0, 0.0, 0)
     """
-    real = (p for p in model.parameters() if p.is_floating_point() and not nn.parameter.is_lazy(p))
-    like = next(real, torch.empty(0))
-    shapes = input_shapes(model, like.new_zeros(1, *input_shape))
+    check_bounds(lower, upper)
+    if isinstance(input_shape, (int, Tensor)):
+        raise TypeError(f"input_shape is (channels, map…), got {type(input_shape).__name__}: a batch goes to sample=")
+    if (input_shape is None) == (sample is None):
+        given = "neither" if sample is None else "both"
+        raise ValueError(f"frame_report takes input_shape=(channels, map…) or sample=a batch, got {given}")
+    model = uncompiled(model)
+    if input_shape is not None:
+        real = (p for p in model.parameters() if p.is_floating_point() and not nn.parameter.is_lazy(p))
+        sample = next(real, torch.empty(0)).new_zeros(1, *input_shape)
+    assert sample is not None
+    shapes = input_shapes(model, sample)
     table = FrameTable()
     seen: dict[tuple[nn.Module, str], str] = {}
     with at_rest(model):
@@ -148,7 +168,8 @@ def frame_report(
             if name in shapes.several:
                 sizes = ", ".join(map(str, shapes.several[name]))
                 notes.append(f"used on maps of several sizes, {sizes}; this is the first")
-            table.append(_row(layer, lower, upper, side, notes))
+            with torch.autocast(device_type=layer.weight.device.type, enabled=False):
+                table.append(_row(layer, lower, upper, side, notes))
     return table
 
 

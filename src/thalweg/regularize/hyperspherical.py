@@ -21,15 +21,15 @@ the mean. Groups of a convolution see different inputs, so only filters of one g
 from __future__ import annotations
 
 import math
-from fnmatch import translate
-from re import compile as compile_pattern
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.regularize.layer import Layer, check_matrices
 from thalweg.regularize.penalty import LayerPenalty, PenaltyOptions
+from thalweg.regularize.selection import check_matched, shell_patterns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -101,7 +101,8 @@ class HypersphericalEnergy(LayerPenalty):
         power: s of `hyperspherical_energy`.
         angular: angles in place of chords (a0, a1, a2).
         half_space: hidden layers repel -w too; output layers do not.
-        output: pattern of the output layers' names; by default the last `torch.nn.Linear` of the model.
+        output: patterns of the output layers' names, as for ``include``; by default the last `torch.nn.Linear` of the
+            model; () for none.
         options: those of `LayerPenalty`.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
@@ -116,7 +117,7 @@ class HypersphericalEnergy(LayerPenalty):
         power: Power = 0,
         angular: bool = False,
         half_space: bool = False,
-        output: str | None = None,
+        output: str | Sequence[str] | None = None,
         **options: Unpack[PenaltyOptions],
     ) -> None:
         if power not in (0, 1, 2):
@@ -126,7 +127,7 @@ class HypersphericalEnergy(LayerPenalty):
         self.power: Power = power
         self.angular = angular
         self.half_space = half_space
-        self.output = None if output is None else compile_pattern(translate(output))
+        self.output = None if output is None else shell_patterns(output)
 
     def value(self, layer: Layer) -> Tensor:
         half_space = self.half_space and not self._is_output(layer)
@@ -143,4 +144,11 @@ class HypersphericalEnergy(LayerPenalty):
         return f"{dead} filters of zeros left out" if dead else ""
 
     def _is_output(self, layer: Layer) -> bool:
-        return layer.final if self.output is None else bool(self.output.match(layer.name))
+        if self.output is None:
+            return layer.final
+        return any(layer.matches(pattern) for pattern in self.output.values())
+
+    def _select(self, model: nn.Module) -> list[tuple[Layer, str]]:
+        entries = super()._select(model)
+        check_matched(self.output or {}, (layer for layer, _ in entries), f"{type(self).__name__}(output=...)")
+        return entries

@@ -21,17 +21,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg.operators import input_shapes
-from thalweg.operators.weights import uncompiled
+from thalweg.operators.weights import at_rest, uncompiled
 from thalweg.regularize.axes import AxisShape, axis_shapes
 from thalweg.regularize.circles import circles, taps_of_kernel
 from thalweg.regularize.gram import LayerMap, convolution_options, grouped_kernel, unsupported
+from thalweg.regularize.layer import Layer
 from thalweg.regularize.row_types import make_plan
+from thalweg.regularize.selection import check_matched, not_by_name, select, shell_patterns, unusable
 
 __all__ = ["FrameInit", "frame_init_", "tight_frame"]
 
@@ -41,7 +44,7 @@ class FrameInit:
     """What `frame_init_` did to one layer.
 
     Attributes:
-        name: the module's name.
+        name: the module's name; that of the weight if it is not the module's ``weight``.
         kind: "tight frame", "orthogonal rows", with "delta-" for convolutions, or "not initialized".
         lower: certified lower bound of the spectrum of the Gram matrix that ``side="auto"`` bounds (lowest circle).
         upper: certified upper bound.
@@ -74,10 +77,15 @@ def tight_frame(
         dtype: of the result.
         device: of the result.
 
+    Raises:
+        ValueError: no row, no column, or a negative or infinite c.
+
     >>> M = tight_frame(5, 2, bound=2.0, dtype=torch.float64)
     >>> torch.allclose(M.T @ M, 2 * torch.eye(2, dtype=torch.float64))
     True
     """
+    if min(m, n) < 1 or not 0 <= bound < math.inf:
+        raise ValueError(f"a tight frame has m, n >= 1 and a finite bound >= 0, got m={m}, n={n} and bound={bound}")
     source = device if generator is None else generator.device
     gaussian = torch.randn(max(m, n), min(m, n), generator=generator, dtype=torch.float64, device=source)
     Q, R = torch.linalg.qr(gaussian)
@@ -91,66 +99,83 @@ def frame_init_(
     lower: float,
     upper: float,
     *,
-    sample: Tensor | None = None,
-    exclude: Sequence[str] = (),
+    sample: Tensor | tuple[Any, ...] | None = None,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
     generator: torch.Generator | None = None,
 ) -> list[FrameInit]:
-    """Overwrite the weights of all dense layers and convolutions by tight frames with bound √(A B); biases stay.
+    """Overwrite the weights of dense layers and convolutions by tight frames with bound √(A B); biases stay.
+
+    Frozen weights stay too, and a weight that layers share is initialized once, for the first of them.
 
     Args:
         model: a model or a single layer; of a compiled one, the model inside, by whose names all goes.
         lower: A >= 0.
         upper: B >= A, above 0.
-        sample: an input of the model: then chosen taps avoid the borders of the true maps, and bounds are certified for
-            them; without it a map without borders is assumed.
-        exclude: names of modules to leave alone.
+        sample: an input of the model, or a tuple of several arguments: then chosen taps avoid the borders of the true
+            maps, and bounds are certified for them; without it a map without borders is assumed.
+        include: shell patterns (``"layer1.*"``); a weight needs one that matches its module's name or its own.
+        exclude: patterns of weights to leave alone.
         generator: draws the frames.
 
     Returns:
-        A line for every module with a weight of two or more dimensions.
+        A line for every weight of two or more dimensions.
 
     Raises:
-        ValueError: bounds out of order.
+        ValueError: bounds out of order or infinite, a pattern that matches nothing, or a lazy module.
 
     >>> conv = nn.Conv2d(4, 8, 3, padding=1)
     >>> done = frame_init_(conv, 0.5, 2.0, generator=torch.Generator().manual_seed(0))[0]
     >>> done.kind, round(done.lower, 3), round(done.upper, 3)
     ('delta-tight frame', 1.0, 1.0)
     """
-    if not 0 <= lower <= upper or upper == 0:
-        raise ValueError(f"the frame bounds must satisfy 0 <= A <= B and B > 0, got A={lower} and B={upper}")
+    if not 0 <= lower <= upper < math.inf or upper == 0:
+        raise ValueError(
+            f"the frame bounds must be finite and satisfy 0 <= A <= B and B > 0, got A={lower} and B={upper}"
+        )
     bound = math.sqrt(lower * upper) if lower else upper / 2
     model = uncompiled(model)
     shapes = {} if sample is None else input_shapes(model, sample)
+    included, excluded = shell_patterns(include), shell_patterns(exclude)
+
+    def reason(layer: Layer, parts: Sequence[Tensor]) -> str:
+        return (
+            unsupported(layer.module)
+            or layer.not_the_weight
+            or not_by_name(layer, included, excluded)
+            or unusable(layer, parts)
+            or _computed(layer)
+        )
+
     report = []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
-            continue
-        reason = unsupported(module)
-        if name in exclude:
-            reason = "excluded by name"
-        elif parametrize.is_parametrized(module, "weight"):
-            reason = "its weight is parametrized: initialize the parametrization"
-        elif "weight" not in module._parameters and "weight" not in module._buffers:
-            reason = "its weight is pruned or computed by a hook: initialize it before"
-        if reason:
-            report.append(FrameInit(name, "not initialized", math.nan, math.nan, reason))
-        else:
-            report.append(_init_layer(name, module, weight, shapes.get(name), bound, (lower, upper), generator))
+    with at_rest(model):
+        entries = select(model, shapes, reason, once="initialized")
+        check_matched({**included, **excluded}, (layer for layer, _ in entries), "frame_init_")
+        for layer, why in entries:
+            if layer.weight.ndim < 2:  # biases and normalization
+                continue
+            if why:
+                name = layer.name if layer.tensor == "weight" else layer.path
+                report.append(FrameInit(name, "not initialized", math.nan, math.nan, why))
+            else:
+                report.append(_init_layer(layer, bound, (lower, upper), generator))
     return report
 
 
+def _computed(layer: Layer) -> str:
+    """Why a weight cannot be written; "" if it can."""
+    if parametrize.is_parametrized(layer.module, layer.tensor):
+        return "its weight is parametrized: initialize the parametrization"
+    if layer.tensor not in layer.module._parameters:
+        return "its weight is pruned or computed by a hook: initialize it before"
+    return ""
+
+
 def _init_layer(
-    name: str,
-    module: nn.Module,
-    weight: Tensor,
-    shape: Sequence[int] | None,
-    bound: float,
-    target: tuple[float, float],
-    generator: torch.Generator | None,
+    layer: Layer, bound: float, target: tuple[float, float], generator: torch.Generator | None
 ) -> FrameInit:
-    options = convolution_options(module)
+    name, shape, options = layer.name, layer.input_shape, convolution_options(layer.module)
+    weight = layer.module.get_parameter("weight")
     layer_map = LayerMap.of(weight, shape, boundary="interior" if shape is None else "exact", **options)
     groups, convolution = layer_map.groups, weight.ndim > 2
     kernel = torch.zeros_like(weight).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)

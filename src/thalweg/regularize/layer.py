@@ -90,7 +90,9 @@ def check_matrices(W: Tensor) -> None:
         )
 
 
-def weights_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:
+def weights_of(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...] | None]
+) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:
     """Every weight of the model with the parameters it is made of: itself, or the originals of its parametrization.
 
     >>> [layer.path for layer, _ in weights_of(torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager"), {})]

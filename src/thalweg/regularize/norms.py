@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from thalweg.regularize.additive import check_rate
 from thalweg.regularize.layer import Layer
 from thalweg.regularize.penalty import LayerPenalty
 
@@ -72,8 +73,10 @@ class L1(LayerPenalty):
         """The proximal step of every parameter: soft threshold at lr · c(t).
 
         Raises:
-            ValueError: a weight that is computed from other parameters, for which there is no such closed form.
+            ValueError: a negative rate, or a weight that is computed from other parameters, for which there is no such
+                closed form.
         """
+        check_rate(lr)
         layers = self.layers(model)
         for layer in layers:
             if layer.module._parameters.get(layer.tensor) is None:

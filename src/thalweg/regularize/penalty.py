@@ -28,10 +28,8 @@ Rules that hold for all of them:
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
-from fnmatch import translate
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
@@ -42,8 +40,9 @@ from thalweg.operators import input_shapes
 from thalweg.operators.weights import at_rest, uncompiled
 from thalweg.regularize.additive import Penalty, PenaltySum
 from thalweg.regularize.coefficients import Schedule, constant
-from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer, weights_of
+from thalweg.regularize.layer import CONVOLUTIONS, TRANSPOSED, Layer
 from thalweg.regularize.penalty_table import PenaltyRow, PenaltyTable
+from thalweg.regularize.selection import check_matched, not_by_name, select, shell_patterns, unusable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,7 +78,8 @@ class LayerPenalty(Penalty):
 
     Args:
         coefficient: c >= 0.
-        types: modules whose ``weight`` is regularized; by default those of the class, `DEFAULT_TYPES`.
+        types: modules whose ``weight`` is regularized, a class or several; by default those of the penalty,
+            `DEFAULT_TYPES`.
         include: shell patterns (``"blocks.*.conv1"``); a weight needs one that matches its module's name or its own.
         exclude: patterns of weights to leave out. A pattern that matches nothing in the model is an error.
         schedule: t -> factor of c, a pure function of the number of optimizer steps; see `thalweg.regularize.constant`.
@@ -88,6 +88,7 @@ class LayerPenalty(Penalty):
 
     Raises:
         ValueError: an option out of range; on evaluation, a model in which nothing is selected.
+        TypeError: an option of another kind; on evaluation, something that is not a model.
 
     >>> class Trace(LayerPenalty):
     ...     def value(self, layer: Layer) -> Tensor:
@@ -119,18 +120,21 @@ class LayerPenalty(Penalty):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not coefficient >= 0:
-            raise ValueError(f"the coefficient of a penalty must be >= 0, got {coefficient}")
-        if every < 1 or every != int(every):
+        if not 0 <= coefficient < float("inf"):
+            raise ValueError(f"the coefficient of a penalty must be >= 0 and finite, got {coefficient}")
+        if not (every >= 1 and every % 1 == 0):
             raise ValueError(f"every={every}: a penalty is evaluated at every N-th step with a whole N >= 1")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule is a function of the number of steps, such as ramp(1000), got {schedule!r}")
+        if not isinstance(generator, (torch.Generator, type(None))):
+            raise TypeError(f"generator is a torch.Generator or None, got {generator!r}")
         self.coefficient = coefficient
-        self.types = self.DEFAULT_TYPES if types is None else types
-        self.include = {p: re.compile(translate(p)) for p in ([include] if isinstance(include, str) else include)}
-        self.exclude = {p: re.compile(translate(p)) for p in ([exclude] if isinstance(exclude, str) else exclude)}
+        self.types = self.DEFAULT_TYPES if types is None else _classes(types)
+        self.include, self.exclude = shell_patterns(include), shell_patterns(exclude)
         self.schedule = constant() if schedule is None else schedule
         self.every = every
         self.generator = generator
-        self.input_shapes: dict[str, tuple[int, ...]] = {}
+        self.input_shapes: dict[str, tuple[int, ...] | None] = {}  # None for what the dry forward did not reach
         self._timed = schedule is not None or every > 1
         self._evaluations = 0
         self.step = 0
@@ -176,6 +180,7 @@ class LayerPenalty(Penalty):
 
     @torch.no_grad()
     def per_layer(self, model: nn.Module) -> PenaltyTable:
+        model = uncompiled(model)
         state = None if self.generator is None else self.generator.get_state()
         devices = {param.device for param in model.parameters() if param.device.type != "cpu"}
         kind = next((device.type for device in devices), "cuda")
@@ -187,7 +192,8 @@ class LayerPenalty(Penalty):
 
     def prepare(self, model: nn.Module, sample: Tensor | tuple[Any, ...]) -> Self:
         shapes, model = input_shapes(model, sample), uncompiled(model)
-        of = {module: shapes[name] for name, module in model.named_modules() if name in shapes}
+        known = {*shapes, *shapes.unused}
+        of = {module: shapes.get(name) for name, module in model.named_modules() if name in known}
         names = model.named_modules(remove_duplicate=False)  # a shared module is the same by all of its names
         self.input_shapes = {name: of[module] for name, module in names if module in of}
         return self
@@ -196,7 +202,8 @@ class LayerPenalty(Penalty):
         self.step += steps
         self._due = self.step % self.every == 0
         # A tensor, so that a compiled penalty is not compiled anew for every value of the schedule.
-        self._scale = torch.tensor(self.every * self.coefficient * self.schedule(self.step), dtype=torch.float64)
+        scale = self.every * self.coefficient * self.schedule(self.step)
+        self._scale = torch.tensor(scale, dtype=torch.float64, device="cpu")  # mixes with any device's scalars
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """The weights that are regularized.
@@ -216,6 +223,12 @@ class LayerPenalty(Penalty):
         return {"step": self.step, "generator": state, "input_shapes": self.input_shapes}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        missing = self.get_extra_state().keys() - state.keys()
+        if missing:
+            raise ValueError(
+                f"this is not the state of a {type(self).__name__}: it has no {', '.join(sorted(missing))}; load the "
+                "state of a penalty that was made alike"
+            )
         if (self.generator is None) != (state["generator"] is None):
             saved = "without one" if state["generator"] is None else "with one"
             raise ValueError(
@@ -232,21 +245,8 @@ class LayerPenalty(Penalty):
 
     def _select(self, model: nn.Module) -> list[tuple[Layer, str]]:
         """Every weight of the model and why it is left out, "" if it is not."""
-        entries: list[tuple[Layer, str]] = []
-        seen: dict[tuple[int, ...], str] = {}
-        unmatched = {**self.include, **self.exclude}
-        for layer, parts in weights_of(model, self.input_shapes):
-            unmatched = {text: pattern for text, pattern in unmatched.items() if not layer.matches(pattern)}
-            key = tuple(id(part) for part in parts)
-            reason = f"counted once, as {seen[key]}" if key in seen else self._reason(layer, parts)
-            if not reason:
-                seen[key] = layer.path
-            entries.append((layer, reason))
-        if unmatched:
-            raise ValueError(
-                f"{type(self).__name__}: no weight of the model matches {', '.join(sorted(map(repr, unmatched)))}; "
-                "patterns are compared with names of modules and of their weights, as in model.named_parameters()"
-            )
+        entries = select(model, self.input_shapes, self._reason, once="counted")
+        check_matched({**self.include, **self.exclude}, (layer for layer, _ in entries), type(self).__name__)
         return entries
 
     def _reason(self, layer: Layer, parts: Sequence[Tensor]) -> str:
@@ -257,18 +257,7 @@ class LayerPenalty(Penalty):
             return layer.not_the_weight
         if not self.ALL_TENSORS and layer.weight.ndim < 2:
             return "not a matrix: it has fewer than two dimensions"
-        if not any(layer.matches(pattern) for pattern in self.include.values()):
-            return "not included by name"
-        for text, pattern in self.exclude.items():
-            if layer.matches(pattern):
-                return f"excluded by {text!r}"
-        if not any(part.requires_grad for part in parts):
-            return "frozen: it does not require a gradient"
-        if parts[0].is_complex():
-            return "complex weights are not supported"
-        if layer.weight.numel() == 0:
-            return "it has no elements"
-        return self.unsuitable(layer)
+        return not_by_name(layer, self.include, self.exclude) or unusable(layer, parts) or self.unsuitable(layer)
 
     def _row(self, entry: tuple[Layer, str]) -> PenaltyRow:
         layer, reason = entry
@@ -291,3 +280,10 @@ class LayerPenalty(Penalty):
                 "its advance() once per optimizer step",
                 stacklevel=stacklevel + 1,
             )
+
+
+def _classes(types: Any) -> tuple[type[nn.Module], ...]:
+    given = (types,) if isinstance(types, type) else tuple(types)
+    if not all(isinstance(kind, type) for kind in given):
+        raise TypeError(f"types are classes of modules, such as (nn.Linear, nn.Conv2d), got {types!r}")
+    return given
