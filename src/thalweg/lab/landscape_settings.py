@@ -32,7 +32,9 @@ class LandscapeSettings(Settings):
     filters: int = Field(8, ge=1, description="ours: channels; mlp: the predecessor's hidden width")
     pooling: Pooling = Field("none", description="ours: behind the first ReLU")
     window: int = Field(2, ge=2, description="ours: side of the pooling windows, or their length in 1-D")
-    head: Head = Field("linear", description="ours: see `MatricizedNet`")
+    head: Head = Field(
+        "linear", description="ours: the last convolution averaged or as large as the map, or linear layers"
+    )
     linear: int = Field(1, ge=1, description="ours: linear layers of the linear head, the seed's P")
     width: int = Field(16, ge=1, description="ours: of the hidden ones among them")
     lr: float = Field(1e-3, gt=0, description="of Adam; the predecessor's code")

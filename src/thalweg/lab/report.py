@@ -174,9 +174,7 @@ class _Section:
             origin = fields[name].description or ""
             if name in own.presets[self.study.preset].values and name not in self.study.changes:
                 usual = fields[name].default
-                origin = (
-                    f"the {self.study.preset} preset; {usual} by {origin}" if origin else f"the preset; else {usual}"
-                )
+                origin = f"the {self.study.preset} preset; {usual} by default" + (f" ({origin})" if origin else "")
             if name in self.study.settings:
                 instead_of = str(getattr(preset, name)) if name in self.study.changes else ""
                 rows.append(_Setting(name, str(self.study.settings[name]), origin, instead_of))

@@ -75,7 +75,7 @@ class Config(LandscapeSettings):
 
     layers: int = Field(2, ge=1, description="ours: L")
     filters: int = Field(4, ge=1, description="ours: C, channels; width of the perceptron")
-    head: Head = Field("average", description="ours: theorems 1-2 need the first or second, lemma 4 the third")
+    head: Head = Field("average", description="ours: theorems 1-2 need average or whole, lemma 4 linear")
     epochs: int = Field(0, ge=0, description="ours: of Adam; 0: initial weights")
     scale: float = Field(1.0, gt=0, description="ours: all weights are multiplied by it after training")
     head_scale: float = Field(1.0, gt=0, description="ours: linear layers behind convolutions, by this besides")

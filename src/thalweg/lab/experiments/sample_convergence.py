@@ -48,7 +48,7 @@ class Config(LandscapeSettings):
     """Networks around the middle of the lists; Adam, batch and epochs of the predecessor's code."""
 
     fixed: int = Field(10, ge=1, description="epochs of the first comparison; the predecessor's code")
-    level: float = Field(0.0, ge=0, description="ours: loss of the second; 0: the data set's own, see LEVELS")
+    level: float = Field(0.0, ge=0, description="ours: loss of the second; 0: the data set's own, see its table")
     epochs: int = Field(60, ge=1, description="ours: at most, to reach the level")
 
     @field_validator("fixed")
