@@ -150,6 +150,24 @@ def test_a_rate_that_leads_up_is_refused_and_one_of_zero_leaves_the_weights(pena
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:the Gershgorin form will shrink")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "make", [SoftOrthogonality, lambda: FrameRegularizer(0.5, 2.0), lambda: FrameRegularizer(0.5, 2.0, form="spectral")]
+)
+def test_a_step_of_its_own_is_the_same_where_gradients_are_off(make, mode):
+    """In inference mode it did nothing, and did not say so."""
+    moved = []
+    for context in (torch.enable_grad, mode):
+        model = network()
+        torch.manual_seed(1)
+        with context():
+            make().step_(model, 0.1)
+        moved.append(model[0].weight.detach())
+    assert torch.equal(*moved)
+    assert not torch.equal(moved[0], network()[0].weight)
+
+
 def test_a_sum_takes_its_terms_one_by_one():
     with pytest.raises(TypeError, match=r"as in PenaltySum\(p, q\), got \[SoftOrthogonality"):
         PenaltySum([SoftOrthogonality(), L2()])

@@ -140,7 +140,8 @@ def test_errors():
     refused = [
         (nn.ConvTranspose2d(4, 6, 3), torch.rand(6), "the rows of a ConvTranspose2d's weight are its inputs"),
         (weight_norm(nn.Conv2d(3, 4, 3)), torch.rand(4), "its weight is parametrized: remove"),
-        (nn.Conv2d(3, 4, 3), torch.rand(6), "it has 4 channels and 6 scores"),
+        (nn.Conv2d(3, 4, 3), torch.rand(6), r"it has 4 channels and scores of shape \(6,\)"),
+        (nn.Conv2d(3, 4, 3), torch.tensor(1.0), r"it has 4 channels and scores of shape \(\)"),
         (nn.Conv2d(3, 2, 3), torch.tensor([0.5, math.nan]), "its scores are not finite"),
     ]
     for layer, scores, reason in refused:

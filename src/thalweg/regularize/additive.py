@@ -45,7 +45,7 @@ class Penalty(nn.Module):
             ValueError: a negative rate.
         """
         check_rate(lr)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             value = self(model)
         if not value.requires_grad:  # not at this step
             return

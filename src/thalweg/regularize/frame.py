@@ -175,7 +175,7 @@ class FrameRegularizer(LayerPenalty):
         for layer in layers:
             params = [param for param in layer.module.parameters() if param.requires_grad]
             autocast = torch.autocast(device_type=params[0].device.type, enabled=False)
-            with parametrize.cached(), torch.enable_grad(), autocast:
+            with parametrize.cached(), torch.inference_mode(False), torch.enable_grad(), autocast:
                 value = self._gershgorin_value(layer, *aim)
             polyak_step_(value, params, lr * self.coefficient * self.schedule(self.step))
 

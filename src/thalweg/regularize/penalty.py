@@ -203,7 +203,8 @@ class LayerPenalty(Penalty):
         self._due = self.step % self.every == 0
         # A tensor, so that a compiled penalty is not compiled anew for every value of the schedule.
         scale = self.every * self.coefficient * self.schedule(self.step)
-        self._scale = torch.tensor(scale, dtype=torch.float64, device="cpu")  # mixes with any device's scalars
+        with torch.inference_mode(False):  # it will be part of a graph
+            self._scale = torch.tensor(scale, dtype=torch.float64, device="cpu")  # mixes with any device's scalars
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """The weights that are regularized.

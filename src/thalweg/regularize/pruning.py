@@ -158,8 +158,8 @@ def _check_rows(name: str, module: nn.Module, theta: Tensor) -> None:
         reason = f"the rows of a {type(module).__name__}'s weight are its inputs"
     elif parametrize.is_parametrized(module, "weight"):
         reason = "its weight is parametrized: remove the parametrization first"
-    elif len(theta) != (rows := len(applied_weight(module))):
-        reason = f"it has {rows} channels and {len(theta)} scores"
+    elif theta.shape != (rows := len(applied_weight(module)),):
+        reason = f"it has {rows} channels and scores of shape {tuple(theta.shape)}"
     elif not theta.isfinite().all():
         reason = "its scores are not finite"
     else:
