@@ -163,3 +163,27 @@ def test_what_cannot_be_done_is_refused():
     slow = with_spectrum(torch.linspace(0, 1, 200, dtype=torch.float64))
     with pytest.warns(RuntimeWarning, match="after 20 products the residual is"):
         eigsh(slow, 5, tol=1e-8, max_products=20)
+
+
+@pytest.mark.parametrize("P", [2, 3, 20, 50, 57])
+def test_all_but_one_eigenvalue(P):
+    """No check of convergence may lie beyond the whole space: the search would not end."""
+    values = torch.randn(P, generator=draw(), dtype=torch.float64)
+    found = eigsh(with_spectrum(values), P - 1, "SA", tol=1e-12).values
+    torch.testing.assert_close(found, values.sort().values[:-1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_matrices_whose_squares_are_beyond_the_range_of_float32(scale):
+    values = torch.linspace(-1, 3, 40, dtype=torch.float64)
+    H = Matrix((scale * with_spectrum(values).dense).float())
+    found = eigsh(H, 3, tol=1e-5).values.double() / scale
+    torch.testing.assert_close(found, values[-3:].flip(0), rtol=0, atol=1e-5)  # some dozens of roundings
+
+
+def test_a_tolerance_that_is_no_number_and_a_second_start_are_refused():
+    H = with_spectrum(outliers(30))
+    with pytest.raises(ValueError, match="tol must be at least"):
+        eigsh(H, tol=float("nan"))
+    with pytest.raises(ValueError, match="a Krylov run has its start already"):
+        eigsh(Krylov(H), start=torch.ones(30))

@@ -95,7 +95,7 @@ class Krylov:
         if first.shape[0] != P or first.ndim > 2:
             raise ValueError(f"start must have shape ({P},) or ({P}, j), got {tuple(first.shape)}")
         first = self._projected(first if first.ndim == 1 else torch.nn.functional.normalize(first, dim=0).sum(1))
-        length = float(torch.linalg.vector_norm(first))
+        length = _length(first)
         if not 0 < length < math.inf:
             raise ValueError(f"the start vector has the norm {length}: give one with finite entries that is not zero")
         self._reserve(1)
@@ -160,11 +160,12 @@ class Krylov:
             w = w - Q.mT @ part
             h += part
         self._T[: m + 1, m] = self._T[m, : m + 1] = h.double().cpu()
-        self.size, self._beta = m + 1, float(torch.linalg.vector_norm(w))
+        self.size, self._beta = m + 1, _length(w)
         if self._beta <= 10 * torch.finfo(w.dtype).eps * float(self._T[: m + 1, : m + 1].abs().max()):
             self._beta = 0.0  # an invariant subspace: all its residuals are zero; go on in another one
             if self.size < self.dimensions:
-                self._Q[m + 1] = self._unit(self.project(self._projected(self._draw())))
+                fresh = self.project(self._projected(self._draw()))
+                self._Q[m + 1] = fresh / _length(fresh)
         else:
             self._Q[m + 1] = w / self._beta
 
@@ -181,10 +182,14 @@ class Krylov:
         op, g = self.op, self._generator
         return torch.randn(op.shape[0], generator=g, dtype=op.dtype, device=g.device).to(op.device)
 
-    @staticmethod
-    def _unit(v: Tensor) -> Tensor:
-        unit: Tensor = v / torch.linalg.vector_norm(v)
-        return unit
+
+def _length(v: Tensor) -> float:
+    """|v|, also where the squares of its entries are beyond the range of numbers."""
+    length, numbers = float(torch.linalg.vector_norm(v)), torch.finfo(v.dtype)
+    if math.sqrt(numbers.tiny / numbers.eps) < length < math.inf:
+        return length
+    largest = float(v.abs().max())
+    return largest * float(torch.linalg.vector_norm(v / largest)) if 0 < largest < math.inf else largest
 
 
 def eigsh(
@@ -215,7 +220,8 @@ def eigsh(
         vector of each eigenspace: multiple eigenvalues may appear once.
 
     Raises:
-        ValueError: k, which or tol out of range, a start that is zero or of another size, a matrix that is not finite.
+        ValueError: k, which or tol out of range, a start that is zero or of another size or beside a run, a matrix that
+            is not finite.
 
     >>> H = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     >>> class Matrix:
@@ -223,13 +229,15 @@ def eigsh(
     >>> eigsh(Matrix(), 2, "BE").values
     tensor([3., 1.], dtype=torch.float64)
     """
+    if isinstance(op, Krylov) and start is not None:
+        raise ValueError("a Krylov run has its start already: give start to Krylov(op, start=…)")
     run = op if isinstance(op, Krylov) else Krylov(op, start=start, generator=generator)
     eps = torch.finfo(run.op.dtype).eps
     if not 1 <= k <= run.dimensions:
         raise ValueError(f"k must lie between 1 and the {run.dimensions} rows of the operator, got {k}")
     if which not in ("LA", "SA", "BE"):
         raise ValueError(f'which must be "LA", "SA" or "BE", got {which!r}')
-    if tol < 10 * eps:
+    if not tol >= 10 * eps:
         raise ValueError(f"tol must be at least {10 * eps:.0e}, ten times the precision of {run.op.dtype}, got {tol}")
     top = {"LA": k, "SA": 0, "BE": -(-k // 2)}[which]
     products, check = 0, 0
@@ -248,7 +256,8 @@ def eigsh(
                     stacklevel=2,
                 )
                 break
-            check = run.size + 1 + run.size // 16  # the small eigenproblem must stay cheap beside a product
+            # the small eigenproblem must stay cheap beside a product; the last check is of the whole space
+            check = min(run.size + 1 + run.size // 16, run.dimensions)
             if run.full(k):
                 spare = min((run.size - k) // 2, k + 10)
                 order = torch.argsort(residuals)
