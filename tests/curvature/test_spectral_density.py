@@ -124,5 +124,30 @@ def test_a_space_that_is_small_is_exact():
 
 
 def test_too_few_vectors_are_refused():
-    with pytest.raises(ValueError, match="at least 4 vectors and 1 step"):
+    with pytest.raises(ValueError, match="at least 4 vectors, 1 step and 0 to deflate"):
         spectral_density(Matrix(hessian_like()), vectors=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"deflate": -1}, "0 to deflate are needed"), ({"trace": float("nan")}, "the trace must be finite, got nan")],
+    ids=["deflate", "trace"],
+)
+def test_numbers_without_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        spectral_density(Matrix(hessian_like()), **options)
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])
+def test_a_width_must_be_positive(width):
+    density = spectral_density(Matrix(torch.ones(5, dtype=torch.float64)))
+    with pytest.raises(ValueError, match="width must be positive"):
+        density(torch.zeros(1), width)
+
+
+def test_equal_eigenvalues_have_no_error():
+    identity = Matrix(torch.full((60,), 0.1, dtype=torch.float64))
+    identity.matvec = lambda v: 0.1 * v  # the space is exhausted at every step
+    found = spectral_density(identity, trace=6.0).expect(square)
+    assert found.value == pytest.approx(0.01)
+    assert found.error <= 1e-12  # a slope through points that differ by rounding alone made it 1e-3

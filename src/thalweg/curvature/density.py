@@ -15,6 +15,7 @@ A single vector without deflation can be 45% off in the mean alone: an outlier's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class SpectralDensity:
         mean, unexplained = self._mean(values), values - self._mean(values)
         if self.normalized:
             moved = self.nodes - self._mean(self.nodes)
+            moved = torch.where(moved.abs() > 1e-12 * self.nodes.abs().max(), moved, 0.0)  # equal nodes, rounded
             spread = self._mean(moved.square())
             unexplained = unexplained - (self._mean(moved * values) / spread if spread else 0.0) * moved
         _, error = error_bar((self.weights * unexplained).sum(1), fitted=2 if self.normalized else 1)  # E f, and β
@@ -71,7 +73,13 @@ class SpectralDensity:
         return float((self.weights * values).sum()) / max(1, len(self.nodes))
 
     def __call__(self, t: Tensor, width: float) -> Tensor:
-        """φ at the points t, each mass smeared to a Gaussian of standard deviation ``width``."""
+        """φ at the points t, each mass smeared to a Gaussian of standard deviation ``width``.
+
+        Raises:
+            ValueError: a width that is not positive.
+        """
+        if not width > 0:
+            raise ValueError(f"width must be positive, got {width}")
         share = (self.size - len(self.outliers)) / self.size / max(1, len(self.nodes))
         points = torch.cat([self.outliers, self.nodes.flatten()])
         mass = torch.cat([torch.full_like(self.outliers, 1 / self.size), share * self.weights.flatten()])
@@ -100,7 +108,7 @@ def spectral_density(
         generator: draws the vectors; None is a generator of its own.
 
     Raises:
-        ValueError: fewer than 4 vectors or no steps, or a matrix that is not finite.
+        ValueError: fewer than 4 vectors or no steps, a trace or a matrix that is not finite.
 
     >>> from torch import nn
     >>> from thalweg.curvature.operator import CurvatureOperator
@@ -109,8 +117,12 @@ def spectral_density(
     >>> spectral_density(H).outliers
     tensor([1.0000, 4.0000], dtype=torch.float64)
     """
-    if vectors < 4 or steps < 1:
-        raise ValueError(f"at least 4 vectors and 1 step are needed, got {vectors} and {steps}")
+    if vectors < 4 or steps < 1 or deflate < 0:
+        raise ValueError(
+            f"at least 4 vectors, 1 step and 0 to deflate are needed, got {vectors}, {steps} and {deflate}"
+        )
+    if trace is not None and not math.isfinite(trace):
+        raise ValueError(f"the trace must be finite, got {trace}: give None to have it computed")
     run, known = op if isinstance(op, Krylov) else None, trace
     op = op.op if isinstance(op, Krylov) else op
     P = op.shape[0]
