@@ -73,6 +73,11 @@ def test_spectral_normalization_moves_its_vectors_in_training_mode():
     assert torch.equal(twin[0].weight, before)
 
 
+def test_a_model_that_fails_is_told_from_one_that_is_random():
+    with pytest.raises(ValueError, match="called as model.input., fails on the data: mat1 and mat2"):
+        require_repeatable(lambda: nn.Linear(2, 2)(torch.ones(1, 3)))
+
+
 def test_what_layers_do_not_show_is_seen_by_calling_twice():
     x = torch.ones(4, 8)
     assert require_repeatable(lambda: x) is x

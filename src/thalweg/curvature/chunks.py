@@ -2,12 +2,12 @@
 
 The loss is L = Σ_b (n_b/N) loss_fn(model(x_b), y_b) over the batches given, n_b samples in each and N in all: the mean
 over all samples if ``loss_fn`` is a mean over those it is given. Then a batch may be cut into parts of weight n_part/N;
-if ``loss_fn`` is a sum, into parts of weight n_b/N. That it is one or the other is checked on all outputs.
+if ``loss_fn`` is a sum, into parts of weight n_b/N. `premises` has what is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,9 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.curvature.evaluation import agree
-
-__all__ = ["Chunk", "LossFunction", "cut", "is_loss_of_all", "read_batches", "sample_count", "take"]
+__all__ = [
+    "Chunk",
+    "LossFunction",
+    "cut",
+    "pairs",
+    "read_batches",
+    "sample_count",
+    "take",
+]
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -37,22 +43,42 @@ class Chunk:
         return lambda z: loss_fn(z, self.y) * self.share
 
 
+def pairs(data: Any) -> Iterator[tuple[Any, Any]]:
+    """The pairs (input, target) of ``data``: one pair, or an iterable of pairs.
+
+    An input or a target may be a tuple or a dict; two tuples are two pairs.
+
+    Raises:
+        TypeError: something else than pairs.
+
+    >>> x, y = torch.zeros(3, 2), torch.zeros(3)
+    >>> [len(list(pairs(data))) for data in ((x, y), ({"x": x}, y), ((x, x), y), ((x, y), (x, y)), [(x, y)])]
+    [1, 1, 1, 2, 1]
+    """
+
+    def listed(part: Any) -> bool:
+        return isinstance(part, (tuple, list))
+
+    one = listed(data) and len(data) == 2 and not all(map(listed, data))
+    try:
+        batches = iter([data] if one else data)
+    except TypeError:
+        batches = iter([data])  # to be refused below
+    for batch in batches:
+        if not listed(batch) or len(batch) != 2:
+            given = f"{type(batch).__name__} of {len(batch)}" if listed(batch) else type(batch).__name__
+            raise TypeError(f"data must be a pair (input, target) or an iterable of such pairs, got {given}")
+        yield batch[0], batch[1]
+
+
 def read_batches(data: Any, device: torch.device) -> list[tuple[Any, Any]]:
-    """``data`` as a list of (input, target) on ``device``: one pair of tensors is one batch.
+    """``data`` as a list of (input, target) on ``device``.
 
     Raises:
         ValueError: no batches, or no samples in one.
         TypeError: something else than pairs.
     """
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
-        data = [data]
-    batches = []
-    for batch in data:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError(
-                f"data must be a pair (input, target) or an iterable of such pairs, got {type(batch).__name__}"
-            )
-        batches.append((_move(batch[0], device), _move(batch[1], device)))
+    batches = [(_move(x, device), _move(y, device)) for x, y in pairs(data)]
     if not batches or any(sample_count(x) == 0 for x, _ in batches):
         raise ValueError("there is no data: give at least one batch (input, target), and samples in each")
     return batches
@@ -77,34 +103,6 @@ def take(x: Any, start: int, stop: int) -> Any:
     if isinstance(x, dict):
         return {key: take(value, start, stop) for key, value in x.items()}
     return type(x)(take(value, start, stop) for value in x) if isinstance(x, (tuple, list)) else x
-
-
-def is_loss_of_all(
-    loss_fn: LossFunction, outputs: Sequence[Tensor], targets: Sequence[Any], y: Any, *, summed: bool
-) -> bool:
-    """Whether the loss of a whole batch is the mean over its parts, each as often as it has samples, or their sum.
-
-    >>> z, y = torch.tensor([1.0, 2.0]), torch.zeros(2)
-    >>> parts = [z[:1], z[1:]], [y[:1], y[1:]]
-    >>> is_loss_of_all(torch.nn.functional.mse_loss, *parts, y, summed=False)
-    True
-    >>> is_loss_of_all(torch.nn.functional.mse_loss, *parts, y, summed=True)
-    False
-    """
-    z = torch.cat(list(outputs))
-    with torch.no_grad():
-        whole = loss_fn(z, y)
-        if not bool(
-            whole.any()
-        ):  # the zero of a perfect fit is mean and sum: ask elsewhere, where probabilities lie too
-            z = torch.linspace(0.1, 0.9, z.numel(), dtype=z.dtype, device=z.device).view(z.shape)
-            whole = loss_fn(z, y)
-        rows = torch.split(z, [len(part) for part in outputs])
-        parts = [
-            loss_fn(part, target).reshape(()) * (1.0 if summed else len(part) / len(z))
-            for part, target in zip(rows, targets, strict=True)
-        ]
-    return agree(torch.stack(parts).sum(), whole.reshape(()))
 
 
 def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int], *, summed: bool = False) -> list[Chunk]:

@@ -25,6 +25,7 @@ __all__ = [
     "agree",
     "evaluation_copy",
     "is_random",
+    "require_autograd",
     "require_fixed_function",
     "require_independent_samples",
     "require_repeatable",
@@ -41,6 +42,8 @@ def evaluation_copy(model: nn.Module, mode: Mode) -> nn.Module:
         model: left as it is.
         mode: "refuse" batch normalization and dropout in training mode; "eval": running statistics and no dropout;
             "batch": the statistics of each batch as given, and no dropout.
+
+    A lookup's gradient is dense and that of the loss here: ``sparse`` changes its layout, ``scale_grad_by_freq`` it.
 
     Raises:
         ValueError: an unknown mode, or layers that "refuse" refuses.
@@ -63,13 +66,23 @@ model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batc
                     'model.eval(), or give mode="eval" (running statistics, no dropout) or mode="batch" '
                     "(statistics of each batch, no dropout)"
                 )
-        return detached_copy(model)
-    twin = detached_copy(model).eval()
-    if mode == "batch":
-        for module in twin.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
+    twin = detached_copy(model) if mode == "refuse" else detached_copy(model).eval()
+    for module in twin.modules():
+        if mode == "batch" and isinstance(module, _BatchNorm):
+            module.train()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = module.scale_grad_by_freq = False
     return twin
+
+
+def require_autograd() -> None:
+    """Refuse to work where no derivative can be taken; `torch.no_grad` is no obstacle.
+
+    Raises:
+        ValueError: inside `torch.inference_mode`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("inside torch.inference_mode() no derivative can be taken: leave it, or use torch.no_grad()")
 
 
 def is_random(module: nn.Module) -> bool:
@@ -116,9 +129,14 @@ def require_repeatable(outputs: Callable[[], Any]) -> Any:
     """What two calls agree on; compared where it is one tensor.
 
     Raises:
-        ValueError: they differ.
+        ValueError: they differ, or one fails.
     """
-    z, again = outputs(), outputs()
+    try:
+        z, again = outputs(), outputs()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise ValueError(f"the model, called as model(input), fails on the data: {error}") from error
     if isinstance(z, Tensor) and z.is_floating_point() and not agree(again, z):
         raise ValueError(
             "the model's output is random, and so are its loss and its curvature: give a deterministic model, by "

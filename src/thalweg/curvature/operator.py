@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.curvature.chunks import LossFunction, read_batches
-from thalweg.curvature.evaluation import Mode, evaluation_copy
+from thalweg.curvature.chunks import LossFunction, read_batches, sample_count
+from thalweg.curvature.evaluation import Mode, evaluation_copy, require_autograd
 from thalweg.curvature.graph import Network
+from thalweg.curvature.premises import is_separable, require_loss_of_output
 from thalweg.curvature.recording import Recording, add_up
 from thalweg.curvature.second_order import Kind, Maybe, Tape
 
@@ -55,8 +56,10 @@ class CurvatureOperator:
 
     Raises:
         ValueError: no data, no trainable parameter, parameters of several types, a loss that is not finite, not a
-            scalar, not twice differentiable or independent of the output, a model whose output is random, layers in
-            training mode, or a batch that exceeds the budget and cannot be cut.
+            scalar, not twice differentiable, independent of the output or dependent on the weights besides, a model
+            that fails on the data or is random, layers in training mode, or a batch that exceeds the budget and cannot
+            be cut.
+        TypeError: data that are no pairs.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
@@ -77,6 +80,7 @@ class CurvatureOperator:
         memory: int = 2 * 2**30,
     ) -> None:
         _require_kind(kind)
+        require_autograd()
         self.loss_fn, self._mode, self._memory = loss_fn, mode, memory
         self.model = evaluation_copy(model, mode)
         active = {
@@ -99,14 +103,19 @@ class CurvatureOperator:
         self.shape = (sum(param.numel() for param in self._params),) * 2
         self.products = 0
         self.batches = read_batches(data, self.device)
+        largest = max((x for x, _ in self.batches), key=sample_count)
         self._recording = Recording(
             Network(self.model, active),
             loss_fn,
             self.batches,
             memory=memory,
-            whole=mode == "batch",
+            whole=mode == "batch" or not is_separable(self.model, largest),
             forward_only=kind == "ggn",
         )
+        x, y = self._recording.first
+        with torch.no_grad():
+            z = self.model(x)
+        require_loss_of_output(loss_fn, z, y, ((name, p) for name, p in model.named_parameters() if name in active))
         self.kind = self._known(kind)
 
     @property
@@ -138,8 +147,8 @@ class CurvatureOperator:
         Raises:
             ValueError: v is no vector of P numbers.
         """
-        if v.shape != (self.shape[0],):
-            raise ValueError(f"a product needs a vector of {self.shape[0]} numbers, got shape {tuple(v.shape)}")
+        if not isinstance(v, Tensor) or v.shape != (self.shape[0],):
+            raise ValueError(f"a product needs a tensor of {self.shape[0]} numbers, got {_described(v)}")
         return self.matmat(v.unsqueeze(1)).squeeze(1)
 
     def matmat(self, V: Tensor) -> Tensor:
@@ -148,8 +157,8 @@ class CurvatureOperator:
         Raises:
             ValueError: V does not have P rows.
         """
-        if V.ndim != 2 or len(V) != self.shape[0]:
-            raise ValueError(f"a product needs a matrix of {self.shape[0]} rows, got shape {tuple(V.shape)}")
+        if not isinstance(V, Tensor) or V.ndim != 2 or len(V) != self.shape[0]:
+            raise ValueError(f"a product needs a tensor of {self.shape[0]} rows, got {_described(V)}")
         columns = [self._split(v) for v in V.to(self.device, self.dtype).mT.contiguous()]
         sums: list[list[Maybe]] = [[] for _ in columns]
         for tape in self.tapes():
@@ -158,7 +167,7 @@ class CurvatureOperator:
         return torch.stack([self.flatten(total) for total in sums], 1) if sums else V.new_zeros(V.shape)
 
     def __matmul__(self, other: Tensor) -> Tensor:
-        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+        return self.matmat(other) if isinstance(other, Tensor) and other.ndim > 1 else self.matvec(other)
 
     def dense(self) -> Tensor:
         """The matrix itself: (P, P), by P products; made exactly symmetric. For small P.
@@ -217,6 +226,10 @@ class CurvatureOperator:
     def _split(self, v: Tensor) -> list[Tensor]:
         parts = torch.split(v, [param.numel() for param in self._params])
         return [part.view(param.shape) for part, param in zip(parts, self._params, strict=True)]
+
+
+def _described(v: Any) -> str:
+    return f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"{type(v).__name__} (numpy() is for arrays)"
 
 
 def _require_kind(kind: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.curvature.chunks import Chunk, LossFunction, cut, is_loss_of_all, sample_count, take
+from thalweg.curvature.chunks import Chunk, LossFunction, cut, sample_count, take
 from thalweg.curvature.graph import Network
+from thalweg.curvature.premises import is_loss_of_all
 from thalweg.curvature.second_order import Kind, LossHead, Maybe, Tape
 
 __all__ = ["Recording", "add_up"]
@@ -71,6 +72,11 @@ class Recording:
                 return
         self._play(counts, room, each, forward_only)
 
+    @property
+    def first(self) -> tuple[Any, Any]:
+        """Input and target of the first chunk."""
+        return self._chunks[0].x, self._chunks[0].y
+
     def sweep(self) -> Iterator[Tape]:
         """The tapes of all chunks, one after the other."""
         if self.cached:
@@ -94,7 +100,8 @@ class Recording:
         if max(sizes) > max(room, 1):
             raise ValueError(
                 f"a batch of {max(sizes)} samples needs about {WORKSPACE * each * max(sizes) / 2**20:.3g} MiB and "
-                "cannot be cut, as the loss is no mean or sum over its samples: give smaller batches or more memory"
+                "cannot be cut, as the loss is no mean or sum over its samples or the model does not take them one by "
+                "one: give smaller batches or more memory"
             )
         self._tapes: list[Tape] = []
         self._chunks = cut(self._batches, sizes, summed=summed)
@@ -104,25 +111,23 @@ class Recording:
             for chunk in self._chunks:
                 tape = self._record(chunk)
                 heads.append(tape.head)
-                if not bool(torch.isfinite(tape.head.value)):
-                    raise ValueError(
-                        f"the loss is {float(tape.head.value)}: give weights and data with which it is finite"
-                    )
                 if self.cached:
                     self._tapes.append(tape)
                 yield [] if forward_only else tape.gradient()
 
         gradient = add_up(played())
         self._gradient = None if forward_only else gradient
-        heads[0].check_curvature()
-        self.outputs = heads[0].output.numel() // self._chunks[0].count
-        self.loss = torch.stack([head.value for head in heads]).sum()
         for batch, group in groupby(zip(self._chunks, heads, strict=True), lambda pair: pair[0].batch):
             parts = list(group)
             outputs, targets = [head.output for _, head in parts], [chunk.y for chunk, _ in parts]
             y = self._batches[batch][1]
             if len(parts) > 1 and not is_loss_of_all(self._loss_fn, outputs, targets, y, summed=summed):
                 return False
+        self.outputs = heads[0].output.numel() // self._chunks[0].count
+        self.loss = torch.stack([head.value for head in heads]).sum()
+        if not bool(torch.isfinite(self.loss)):
+            raise ValueError(f"the loss is {float(self.loss)}: give weights and data with which it is finite")
+        heads[0].check_curvature()
         return True
 
     def _probe(self, whole: bool, kind: Kind) -> tuple[float, bool]:

@@ -7,7 +7,7 @@ weighted    push f(ḣ, w) + f(h, ẇ);  bend = pull of f at (ḣ, ẇ)        l
 product     the same for two activations                               multiplication, matmul
 normalized  the same for the gain and (h - μ)/s                        batch normalization in evaluation mode
 affine      push f(ḣ);  no bend                                        sums, reshapes, means, average pooling
-selected    push the entries chosen at h;  no bend                     ReLU, maximum pooling
+selected    push the entries chosen at h;  no bend                     ReLU, maximum pooling, embeddings
 pointwise   push σ' ḣ;  bend σ'' ā ḣ                                   tanh, GELU, …
 opaque      all three by automatic differentiation                     everything else
 ==========  =========================================================  ======================================
@@ -191,6 +191,32 @@ def normalized(
     return Node(value, push, pull, bend if live[0] and live[3] else None)
 
 
+def embedding(
+    live: Live,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Node | None:
+    """Rows of the weight; that of ``padding_idx`` is a constant, as its derivative is for autograd."""
+    if max_norm is not None:  # shortens rows in place
+        return None
+    shown = None if padding_idx is None else (input != padding_idx % len(weight)).unsqueeze(-1)
+
+    def push(_: Maybe, dw: Tensor) -> Tensor:
+        rows = functional.embedding(input, dw)
+        return rows if shown is None else rows * shown
+
+    def pull(u: Tensor) -> Sequence[Maybe]:
+        rows = (u if shown is None else u * shown).reshape(-1, u.shape[-1])
+        return None, torch.zeros_like(weight).index_add_(0, input.reshape(-1), rows)
+
+    return Node(functional.embedding(input, weight), push, pull)
+
+
 def relu(live: Live, input: Tensor, inplace: bool = False) -> Node:
     """The output itself is the mask: zero exactly where the slope is."""
     a = torch.relu(input)
@@ -329,6 +355,7 @@ RULES: dict[Any, tuple[Callable[..., Node | None], tuple[str, ...]]] = {
         (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
         (transposed_convolution, ("input", "weight", "bias")),
     ),
+    F.embedding: (embedding, ("input", "weight")),
     F.batch_norm: (normalized, ("input", "running_mean", "running_var", "weight", "bias")),
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), (relu, ("input",))),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d), (maximum_pooling, ("input",))),
@@ -342,7 +369,7 @@ QUOTIENTS = {operator.truediv, torch.div, "div"}
 AFFINE = {
     operator.add, operator.sub, operator.neg, operator.getitem, torch.add, torch.sub, torch.neg, torch.sum, torch.mean,
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.cat,
-    torch.stack, F.pad, F.embedding, F.interpolate, F.pixel_shuffle, F.dropout, F.avg_pool1d, F.avg_pool2d,
+    torch.stack, F.pad, F.interpolate, F.pixel_shuffle, F.dropout, F.avg_pool1d, F.avg_pool2d,
     F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
     "add", "sub", "neg", "sum", "mean", "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze",
     "contiguous", "expand", "repeat", "t",
