@@ -181,3 +181,24 @@ def test_frozen_layers_before_a_smooth_activation_do_no_harm():
 def test_no_data():
     with pytest.raises(ValueError, match="no data"):
         exact_trace(nn.Linear(2, 2), cross_entropy, [])
+
+
+def test_gradients_may_be_switched_off_around_it():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, K)).double()
+    x, y = torch.randn(6, 4, generator=draw(1), dtype=torch.float64), torch.arange(6) % K
+    with torch.no_grad():
+        assert exact_trace(model, cross_entropy, (x, y)) == pytest.approx(dense_trace(model, cross_entropy, x, y))
+        assert "Tanh" in exact_trace_obstacle(nn.Sequential(model, nn.Tanh()), x)
+
+
+def test_an_activation_without_a_second_derivative_is_an_obstacle():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Hardsigmoid(), nn.Linear(5, K)).double()
+    assert "hardsigmoid" in exact_trace_obstacle(model, torch.ones(2, 4, dtype=torch.float64))
+
+
+def test_vectors_of_spectral_normalization_are_not_moved():
+    """In training mode every forward pass improves them."""
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, K))).double()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    exact_trace_obstacle(model, torch.ones(2, 4, dtype=torch.float64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

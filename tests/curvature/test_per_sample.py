@@ -341,6 +341,8 @@ def test_models_that_are_refused(model, message):
             "neither the mean",
         ),
         (lambda z, y: mse_loss(z, y).sqrt(), "neither the mean"),
+        (lambda z, y: nn.functional.multi_margin_loss(z, y[:, 0].long()), "not twice differentiable: derivative"),
+        (lambda z, y: cross_entropy(z, y[:, 0].long() - 100), "mean over ignored targets"),
     ],
 )
 def test_losses_that_are_refused(loss_fn, message):
@@ -363,11 +365,107 @@ def test_data_that_are_refused(data, message):
         per_sample_ggn(nn.Linear(8, K), mse_loss, data)
 
 
+@pytest.mark.parametrize("data", [None, [{"x": torch.zeros(2, 8)}], [(1, 2, 3)]], ids=["nothing", "dict", "triple"])
+def test_data_that_are_no_pairs_are_refused(data):
+    with pytest.raises(TypeError, match="must be a pair"):
+        per_sample_ggn(nn.Linear(8, K), mse_loss, data)
+
+
+def test_inputs_of_another_type_are_refused():
+    with pytest.raises(ValueError, match="fails on the data: .* same dtype"):
+        per_sample_ggn(nn.Linear(8, K).double(), mse_loss, (torch.zeros(2, 8), torch.zeros(2, K)))
+
+
+def test_a_penalty_inside_the_loss_is_refused():
+    model, x = build("linear")
+
+    def penalized(z, y):
+        return cross_entropy(z, y) + model.weight.square().sum()
+
+    with pytest.raises(ValueError, match="reads the parameter 'weight' besides"):
+        per_sample_ggn(model, penalized, (x, torch.arange(5) % K))
+
+
+def test_inference_mode_is_refused():
+    model, x = build("linear")
+    with torch.inference_mode(), pytest.raises(ValueError, match="no derivative can be taken"):
+        per_sample_ggn(model, cross_entropy, (x, torch.arange(5) % K))
+
+
 def test_weights_that_are_not_finite_are_refused():
     model, x = build("perceptron")
     model[2].bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="the loss is nan"):
         per_sample_ggn(model, cross_entropy, (x, torch.arange(5) % K))
+
+
+CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "last"),
+    [(nn.CrossEntropyLoss(weight=CLASS_WEIGHTS), 2), (nn.CrossEntropyLoss(), -100)],
+    ids=["weight", "ignored"],
+)
+def test_a_loss_that_shows_only_later_that_it_is_no_mean(loss_fn, last):
+    """All is equal up to the last of 12 samples; in a batch of its own it is what it seems."""
+    model, x = build("linear", n=12)
+    y = torch.tensor([1] * 11 + [last])
+    with pytest.raises(ValueError, match="neither the mean nor the sum"):
+        per_sample_ggn(model, loss_fn, (x, y))
+    summed = type(loss_fn)(weight=loss_fn.weight, reduction="sum")
+    expected = dense_gauss_newton(model, summed, x, y).diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(per_sample_ggn(model, summed, (x, y)).traces, expected, **CLOSE)
+
+
+def test_a_batch_of_one_sample_leaves_open_what_the_loss_is():
+    model, x = build("linear", n=4)
+    y, loss_fn = torch.arange(4) % K, nn.CrossEntropyLoss(reduction="sum")
+    parts = per_sample_ggn(model, loss_fn, [(x[:1], y[:1]), (x[1:], y[1:])])
+    torch.testing.assert_close(parts.traces, per_sample_ggn(model, loss_fn, (x, y)).traces, **CLOSE)
+    assert parts.reduction == "sum"
+    assert per_sample_ggn(model, loss_fn, (x[:1], y[:1])).reduction == "mean"
+
+
+def test_far_targets_of_a_huber_loss():
+    """It is linear at the outputs, and curved around the targets: no curvature, and no kinks either."""
+    model, x = build("linear", n=4)
+    ggn = per_sample_ggn(model, nn.HuberLoss(), (x, torch.full((4, K), 50.0, dtype=torch.float64)))
+    assert not ggn.eigenvalues.any()
+    assert ggn.reduction == "mean"
+
+
+def test_steps_of_time_along_the_first_axis_are_no_samples():
+    """A causal network: only the later steps see the others."""
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.last = nn.LSTM(8, 4).requires_grad_(False), nn.Linear(4, K)
+
+        def forward(self, x):
+            return self.last(self.lstm(x)[0])
+
+    x = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match="depends on the others in its batch: use model.eval.., and samples along"):
+        per_sample_ggn(Steps().double(), mse_loss, (x, torch.zeros(5, 2, K, dtype=torch.float64)))
+
+
+def test_running_statistics_are_not_moved():
+    """Instance normalization in training mode updates them, although no sample sees another."""
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    model = nn.Sequential(nn.Unflatten(1, (2, 4)), norm, nn.Flatten(), nn.Linear(8, K)).double()
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    per_sample_ggn(model, cross_entropy, (x, torch.arange(4) % K))
+    assert not norm.running_mean.any()
+    assert norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_chunks_of_no_samples_are_refused(size):
+    model, x = build("linear")
+    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {size}"):
+        per_sample_ggn(model, cross_entropy, (x, torch.arange(5) % K), chunk_size=size)
 
 
 def test_saturated_outputs_have_no_curvature_but_are_no_error():

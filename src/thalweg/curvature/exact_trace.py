@@ -32,11 +32,13 @@ from torch.nn.modules.pooling import (
 
 from thalweg.curvature.chunks import LossFunction
 from thalweg.curvature.evaluation import (
+    require_autograd,
     require_fixed_function,
     require_independent_samples,
     twice_differentiable,
 )
 from thalweg.curvature.per_sample import MEMORY, batches, per_sample_ggn
+from thalweg.invariance.twin import detached_copy
 
 __all__ = ["exact_trace", "exact_trace_obstacle"]
 
@@ -94,6 +96,8 @@ def exact_trace_obstacle(model: nn.Module, x: Any) -> str | None:
     """
     if not isinstance(x, Tensor):
         return "the input is not one tensor"
+    require_autograd()
+    model = detached_copy(model)  # a forward pass may change buffers
     try:
         require_independent_samples(model)
         require_fixed_function(model)
@@ -109,7 +113,10 @@ def exact_trace_obstacle(model: nn.Module, x: Any) -> str | None:
             return f"weight sharing: layer {name!r} ({type(module).__name__}) is used {calls.count(name)} times"
     if not isinstance(z, Tensor):
         return "the output is not one tensor"
-    curved = _first_curved_block(z, params)
+    try:
+        curved = _first_curved_block(z, params)
+    except RuntimeError as error:
+        return f"the second derivatives of the outputs are not known: {error}"
     if curved is None:
         return None
     own = curved.rpartition(".")[0]
@@ -139,6 +146,7 @@ def _traced(model: nn.Module, x: Tensor) -> tuple[list[str], Any, dict[str, Tens
     return calls, z, {name: param for name, param in params.items() if param.requires_grad}
 
 
+@torch.enable_grad()
 def _first_curved_block(z: Tensor, params: dict[str, Tensor]) -> str | None:
     """The first parameter tensor whose block of d²(r·z)/dθ², for one random r, does not map a random vector to 0."""
     if not z.requires_grad:

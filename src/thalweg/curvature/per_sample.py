@@ -11,15 +11,18 @@ loss twice, so any loss will do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.curvature.chunks import LossFunction
+from thalweg.curvature.chunks import LossFunction, pairs
+from thalweg.curvature.evaluation import agree, require_autograd
 from thalweg.curvature.jacobian_grams import bytes_per_sample, check_grams, jacobian_grams
+from thalweg.curvature.premises import require_loss_of_output
+from thalweg.invariance.twin import detached_copy
 
 __all__ = ["PerSampleGGN", "batches", "loss_reduction", "output_hessians", "per_sample_ggn", "product_eigenvalues"]
 
@@ -81,7 +84,8 @@ def per_sample_ggn(
 
     Raises:
         ValueError: no data, no trainable parameter, a layer without a rule, samples that see each other, a loss that is
-            not finite, not differentiable twice or neither mean nor sum.
+            not finite, not differentiable twice, neither mean nor sum, or dependent on the weights besides the output.
+        TypeError: data that are no pairs.
 
     >>> model = nn.Linear(2, 2, bias=False)
     >>> x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]])
@@ -89,21 +93,29 @@ def per_sample_ggn(
     >>> [round(value, 4) for value in ggn.eigenvalues[0].tolist()], round(ggn.trace, 4)
     ([25.0, 25.0], 50.0)
     """
-    values, traces, reduction = [], [], None
-    size = chunk_size or 0
+    require_autograd()
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    named, model = list(model.named_parameters()), detached_copy(model)  # a forward pass may change buffers
+    values: list[Tensor] = []
+    traces: list[Tensor] = []
+    reduction, decided, size = "mean", False, chunk_size or 0
     for x, y in batches(model, data):
-        if reduction is None:
+        if not values:
             check_grams(model, x)
+            size = size or max(1, memory // bytes_per_sample(model, x))
+        if not decided:
             with torch.no_grad():
                 z = model(x[:8])
-            reduction = loss_reduction(loss_fn, z, y[:8])
-            size = size or max(1, memory // bytes_per_sample(model, x))
+            require_loss_of_output(loss_fn, z, y[:8], named)
+            reduction, decided = loss_reduction(loss_fn, z, y[:8]), len(x) > 1  # the loss of one sample is both
         for x_chunk, y_chunk in zip(torch.split(x, size), torch.split(y, size), strict=True):
             z, grams = jacobian_grams(model, x_chunk)
+            _require_reduction(loss_fn, z, y_chunk, reduction)
             A, G = output_hessians(loss_fn, z, y_chunk, reduction=reduction), torch.stack(list(grams.values())).sum(0)
             values.append(product_eigenvalues(A, G))
             traces.append((A * G).sum((1, 2)))
-    if reduction is None:
+    if not values:
         raise ValueError("there is no data: give a pair (x, y) or an iterable of such pairs")
     eigenvalues = torch.cat(values)
     return PerSampleGGN(eigenvalues.abs().amax(1), torch.cat(traces), eigenvalues, reduction)
@@ -146,14 +158,20 @@ def output_hessians(loss_fn: LossFunction, z: Tensor, y: Tensor, *, reduction: s
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError("loss_fn must return a scalar tensor: the mean or the sum over the batch")
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"the loss is {loss.item()}: give weights and data with a finite loss")
+            raise ValueError(
+                f"the loss is {loss.item()} on {len(z)} of the samples: give weights, data and targets with a finite "
+                "one (a mean over ignored targets alone is none)"
+            )
         if not loss.requires_grad:
             raise ValueError("the loss does not depend on the output: does loss_fn detach it?")
         (g,) = torch.autograd.grad(loss, z, create_graph=True)
         if not g.requires_grad:
             raise ValueError("the loss is not twice differentiable in the output: its gradient does not depend on it")
         g = g.flatten(1) if g.ndim > 1 else g.unsqueeze(1)
-        rows = [torch.autograd.grad(g[:, c].sum(), z, retain_graph=True)[0] for c in range(g.shape[1])]
+        try:
+            rows = [torch.autograd.grad(g[:, c].sum(), z, retain_graph=True)[0] for c in range(g.shape[1])]
+        except RuntimeError as error:
+            raise ValueError(f"the loss is not twice differentiable: {error}") from error
     A = torch.stack([row.reshape(len(z), -1) for row in rows], 1)
     return A * len(z) if reduction == "mean" else A
 
@@ -162,7 +180,8 @@ def loss_reduction(loss_fn: LossFunction, z: Tensor, y: Tensor) -> str:
     """Whether the loss of a batch is the "mean" or the "sum" of its samples' losses, by its second derivatives.
 
     They are compared at outputs between 0.1 and 0.9 instead of z: those of a trained network may have none left, and
-    these are logits as well as probabilities.
+    these are logits as well as probabilities. Where there are none, as in the linear part of a Huber loss, around a
+    target of the outputs' own shape.
 
     Raises:
         ValueError: it is neither, or its second derivatives are zero.
@@ -170,27 +189,40 @@ def loss_reduction(loss_fn: LossFunction, z: Tensor, y: Tensor) -> str:
     >>> loss_reduction(nn.MSELoss(reduction="sum"), torch.zeros(2, 3), torch.zeros(2, 3))
     'sum'
     """
-    z = torch.linspace(0.1, 0.9, z.numel(), dtype=z.dtype, device=z.device).reshape(z.shape)
-    single = torch.cat([output_hessians(loss_fn, z[i : i + 1], y[i : i + 1]) for i in range(len(z))])
-    batch = output_hessians(loss_fn, z, y, reduction="sum")
-    if not bool(single.any()):
+    pattern = torch.linspace(0.1, 0.9, z.numel(), dtype=z.dtype, device=z.device).reshape(z.shape)
+    for at in (pattern, y + pattern) if y.shape == z.shape else (pattern,):
+        single = torch.cat([output_hessians(loss_fn, at[i : i + 1], y[i : i + 1]) for i in range(len(z))])
+        batch = output_hessians(loss_fn, at, y, reduction="sum")
+        if bool(single.any()):
+            break
+    else:
         raise ValueError("the loss is not twice differentiable, or piecewise linear: its second derivatives are zero")
     slack = 10 * math.sqrt(torch.finfo(z.dtype).eps) * single.abs().max()
     for reduction, share in (("mean", 1 / len(z)), ("sum", 1.0)):
         if bool(((batch - share * single).abs() <= share * slack).all()):
             return reduction
-    raise ValueError(
-        "the loss of a batch is neither the mean nor the sum of the losses of its samples (class weights, or samples "
-        "that see each other): give a loss that is"
+    raise _neither()
+
+
+@torch.no_grad()
+def _require_reduction(loss_fn: LossFunction, z: Tensor, y: Tensor, reduction: str) -> None:
+    """Compare the loss with those of all its samples, which `loss_reduction` has seen a few of."""
+    each = torch.stack([loss_fn(z[i : i + 1], y[i : i + 1]).reshape(()) for i in range(len(z))])
+    if not agree(each.mean() if reduction == "mean" else each.sum(), loss_fn(z, y).reshape(())):
+        raise _neither()
+
+
+def _neither() -> ValueError:
+    return ValueError(
+        "the loss of a batch is neither the mean nor the sum of the losses of its samples (class weights, ignored "
+        'targets, or samples that see each other): give a loss that is, such as one with reduction="sum"'
     )
 
 
 def batches(model: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs (x, y) of ``data``, which is one such pair or an iterable of them, on the model's device."""
     param = next(model.parameters(), None)
-    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    pairs: Iterable[Any] = [data] if pair else data
-    for x, y in pairs:
+    for x, y in pairs(data):
         if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or len(x) != len(y) or not len(x):
             raise ValueError(
                 "data must be pairs of tensors (x, y) of equal, positive length along the first axis: there is no data "
