@@ -150,3 +150,44 @@ def test_labels_are_sampled_for_cross_entropy_only():
         fisher_trace(op, draws=3)
     with pytest.raises(ValueError, match="logits must be"):
         sampled_factors(x[0], 1, generator=draw())
+    with pytest.raises(ValueError, match="logits are not finite"):
+        sampled_factors(x / 0, 1, generator=draw())
+
+
+def one_logit():
+    targets = torch.rand(12, 1, generator=draw(), dtype=torch.float64)
+    return CurvatureOperator(
+        nn.Linear(6, 1).double(), nn.functional.binary_cross_entropy_with_logits, (data()[0], targets)
+    )
+
+
+def ignored_in_the_second_batch():
+    x, y = data()
+    return CurvatureOperator(network(), cross_entropy, [(x, y), (x, torch.where(y == 0, -100, y))])
+
+
+def several_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3).double()
+
+        def forward(self, x):
+            return {"logits": self.layer(x)}
+
+    return CurvatureOperator(Two(), lambda z, y: cross_entropy(z["logits"], y), data())
+
+
+@pytest.mark.parametrize("make", [one_logit, ignored_in_the_second_batch, several_outputs], ids=lambda f: f.__name__)
+def test_other_losses_are_told_from_cross_entropy(make):
+    """The cross-entropy of one logit is zero, and so would be all that is sampled for it."""
+    with pytest.raises(ValueError, match="labels can only be sampled for a mean cross-entropy"):
+        fisher_trace(make())
+
+
+def test_a_network_without_an_exact_trace_is_estimated():
+    """Hardsigmoid has no second derivative in torch, and has one here."""
+    model = network(nn.Hardsigmoid)
+    with torch.no_grad():
+        found = trace(CurvatureOperator(model, cross_entropy, data()))
+    assert not found.exact

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thalweg.curvature.chunks import sample_count
 from thalweg.curvature.operator import CurvatureOperator
+from thalweg.curvature.second_order import LossHead
 from thalweg.curvature.trace import Estimate, error_bar
 
 __all__ = ["fisher_trace", "sampled_factors"]
@@ -29,7 +30,7 @@ def sampled_factors(logits: Tensor, samples: int, *, generator: torch.Generator)
         generator: draws them, on the device of the logits.
 
     Raises:
-        ValueError: logits that are no matrix, or no samples.
+        ValueError: logits that are no finite matrix, or no samples.
 
     >>> draw = torch.Generator().manual_seed(0)
     >>> S = sampled_factors(torch.zeros(1, 2), 1000, generator=draw)[0]
@@ -39,6 +40,8 @@ def sampled_factors(logits: Tensor, samples: int, *, generator: torch.Generator)
     """
     if logits.ndim != 2 or samples < 1:
         raise ValueError(f"logits must be (n, K) and samples at least 1, got {tuple(logits.shape)} and {samples}")
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("the logits are not finite: give weights and inputs with which they are")
     p = torch.softmax(logits, 1)
     labels = torch.multinomial(p, samples, replacement=True, generator=generator)
     S = p.unsqueeze(2).repeat(1, 1, samples)
@@ -68,26 +71,26 @@ def fisher_trace(op: CurvatureOperator, *, draws: int = 32, generator: torch.Gen
         raise ValueError(f"an error bar needs at least 4 draws, got {draws}")
     generator = torch.Generator(op.device).manual_seed(0) if generator is None else generator
     sums = torch.zeros(draws, op.shape[0], dtype=op.dtype, device=op.device)
-    total = 0
-    for k, tape in enumerate(op.tapes()):
+    total = sum(sample_count(x) for x, _ in op.batches)
+    for tape in op.tapes():
         logits = tape.head.output
-        total += len(logits)
+        _check_cross_entropy(tape.head, total)
         S = sampled_factors(logits, draws, generator=generator) * draws**0.5
         signs = torch.randint(2, (len(logits), 1, draws), generator=generator, device=op.device) * 2 - 1
         for j, u in enumerate((S * signs).unbind(2)):
             sums[j] += op.flatten(tape.pull(u))
-        if k == 0:
-            share = len(logits) / sum(sample_count(x) for x, _ in op.batches)
-            _check_cross_entropy(logits, tape.head.curve(S[:, :, 0]), S[:, :, 0], share)
     mean, error = error_bar(sums.double().square().sum(1) / total)
     return Estimate(mean, error, False)
 
 
-def _check_cross_entropy(logits: Tensor, curved: Tensor | None, v: Tensor, share: float) -> None:
-    p = torch.softmax(logits, 1)
-    expected = (p * v - p * (p * v).sum(1, keepdim=True)) * share / len(v)
-    tolerance = torch.finfo(p.dtype).eps ** 0.5
-    if curved is None or not bool((curved - expected).abs().max() <= tolerance * expected.abs().max()):
-        raise ValueError(
-            "labels can only be sampled for a mean cross-entropy of (n, K) logits: the loss is another one"
-        )
+def _check_cross_entropy(head: LossHead, total: int) -> None:
+    """Compare A with that of cross-entropy on all rows, as weights and ignored targets may come late."""
+    logits = head.output
+    if logits.ndim == 2:
+        v = torch.linspace(1, 2, logits.numel(), dtype=logits.dtype, device=logits.device).view(logits.shape)
+        p, curved = torch.softmax(logits, 1), head.curve(v)
+        expected = (p * v - p * (p * v).sum(1, keepdim=True)) / total
+        tolerance = torch.finfo(p.dtype).eps ** 0.5
+        if curved is not None and bool((curved - expected).abs().max() <= tolerance * expected.abs().max()):
+            return
+    raise ValueError("labels can only be sampled for a mean cross-entropy of (n, K) logits: the loss is another one")
