@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad, jacrev
@@ -103,6 +103,7 @@ def cases(draw_):
     x = draw_(st.sampled_from([x, x, x.abs(), torch.ones_like(x)]))
     with torch.no_grad():
         classes = model(x).shape[1]
+    assume(classes > 1)  # the loss of a single class is zero everywhere
     return model, x, torch.randint(classes, (3,), generator=g)
 
 
@@ -305,6 +306,39 @@ def test_shared_weights_are_refused():
     model[2].weight = model[0].weight
     with pytest.raises(ValueError, match="share one weight"):
         hessian_bounds(model, torch.ones(1, 2), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        torch.tensor([0, -100]),
+        torch.tensor([0, 2]),
+        torch.tensor([0, 1, 0]),
+        torch.tensor([[0], [1]]),
+        torch.ones(2),
+    ],
+    ids=["ignored", "too large", "too many", "two axes", "no classes"],
+)
+def test_targets_that_are_no_classes_are_refused(y):
+    with pytest.raises(ValueError, match="y must hold a class from 0 to 1 for each of the 2 samples"):
+        hessian_bounds(nn.Sequential(nn.Linear(2, 2)), torch.ones(2, 2), y)
+
+
+def test_a_single_logit_is_refused():
+    with pytest.raises(ValueError, match="K at least 2"):
+        hessian_bounds(nn.Sequential(nn.Linear(2, 1)), torch.ones(2, 2), torch.tensor([0, 0]))
+
+
+def test_inputs_of_another_type_are_refused():
+    with pytest.raises(ValueError, match="fails on the data: .* same dtype"):
+        hessian_bounds(nn.Sequential(nn.Linear(2, 2)).double(), torch.ones(2, 2), torch.tensor([0, 0]))
+
+
+def test_gradients_may_be_switched_off_around_it():
+    expected = hessian_bounds(*mixed())
+    with torch.no_grad():
+        table = hessian_bounds(*mixed())
+    assert all(torch.equal(table[name].value, bound.value) for name, bound in expected.items())
 
 
 @pytest.mark.gpu

@@ -37,6 +37,7 @@ from thalweg.curvature.bound_terms import (
 )
 from thalweg.curvature.chain import Link, chain, layer_norm, torus_norm
 from thalweg.curvature.closed_forms import closed_form
+from thalweg.curvature.evaluation import require_autograd
 from thalweg.curvature.jacobian_grams import jacobian_grams
 from thalweg.curvature.per_sample import output_hessians, product_eigenvalues
 from thalweg.curvature.printed_bounds import layer_size, printed_bounds
@@ -162,7 +163,8 @@ def hessian_bounds(model: nn.Module, x: Tensor, y: Tensor, *, exact_hessian: boo
         A table, indexed by the names of the bounds.
 
     Raises:
-        ValueError: the model is no such chain, shares weights, or does not return (n, K).
+        ValueError: the model is no such chain, shares weights, fails on x, or does not return (n, K); or y holds
+            something else than classes or probabilities.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = model[0].weight.data.zero_()  # p = (1/2, 1/2): H = H_O = A ⊗ x xᵀ has norm |x|²/2
@@ -170,9 +172,13 @@ def hessian_bounds(model: nn.Module, x: Tensor, y: Tensor, *, exact_hessian: boo
     >>> table["operator norms"].value.item(), table["operator norms"].exact.item()
     (12.5, 12.5)
     """
+    require_autograd()
     links, z = chain(model, x)
-    if z.ndim != 2:
-        raise ValueError(f"the model must return (n, K) logits, got {tuple(z.shape)}: end it with nn.Flatten()")
+    if z.ndim != 2 or z.shape[1] < 2:
+        raise ValueError(
+            f"the model must return (n, K) logits, K at least 2, got {tuple(z.shape)}: end it with nn.Flatten()"
+        )
+    _require_targets(z, y)
     tau, lam = [layer_norm(link) for link in links], between_norms(links)
     x2 = links[0].h.flatten(1).square().sum(1)
     biased = next((link.name for link in links if link.module.bias is not None), None)
@@ -227,6 +233,18 @@ def hessian_bounds(model: nn.Module, x: Tensor, y: Tensor, *, exact_hessian: boo
     return HessianBounds(names, tuple(rows.values()), omitted, norms, truth["H"], block_norms, tuple(tau))
 
 
+def _require_targets(z: Tensor, y: Tensor) -> None:
+    probabilities = y.is_floating_point() and y.shape == z.shape
+    classes = not y.is_floating_point() and y.shape == z.shape[:1] and bool(((y >= 0) & (y < z.shape[1])).all())
+    if not probabilities and not classes:
+        raise ValueError(
+            f"y must hold a class from 0 to {z.shape[1] - 1} for each of the {len(z)} samples, or their probabilities, "
+            f"{tuple(z.shape)}: got {y.dtype} of shape {tuple(y.shape)}"
+            + ("" if y.is_floating_point() or not y.numel() else f" from {int(y.min())} to {int(y.max())}")
+        )
+
+
+@torch.enable_grad()
 def _residual(z: Tensor, y: Tensor) -> Tensor:
     """|dl/dz| = |p - y|: (n,)."""
     (r,) = torch.autograd.grad(nn.functional.cross_entropy(z := z.detach().requires_grad_(), y, reduction="sum"), z)

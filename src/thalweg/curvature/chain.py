@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from thalweg.curvature.evaluation import require_fixed_function
+from thalweg.curvature.evaluation import require_fixed_function, require_repeatable
 
 __all__ = ["Layer", "Link", "between_norm", "chain", "layer_matrix", "layer_norm", "torus_norm"]
 
@@ -96,7 +96,7 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
 
     Raises:
         ValueError: a layer of another kind, active dropout, a model that does something else than calling its leaves in
-            turn, no inputs, or outputs that are not finite.
+            turn or fails on x, no inputs, or outputs that are not finite.
 
     >>> links, z = chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 2, 2))
     >>> [link.name for link in links], links[1].h.shape
@@ -105,6 +105,7 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
     if not len(x):
         raise ValueError("there is no data: give at least one input along the first axis")
     require_fixed_function(model)
+    z = require_repeatable(lambda: model(x))
     links: list[Link] = []
     h = x
     for name, module in model.named_modules():
@@ -127,7 +128,6 @@ def chain(model: nn.Module, x: Tensor) -> tuple[list[Link], Tensor]:
         raise ValueError("the model has no linear layer or convolution")
     if len({id(link.module.weight) for link in links}) < len(links):
         raise ValueError("two layers share one weight: the terms of a bound are for weights of their own")
-    z = model(x)
     if isinstance(z, Tensor) and not bool(torch.isfinite(z).all()):
         raise ValueError("the outputs are not finite: give weights and inputs with which they are")
     if not isinstance(z, Tensor) or z.shape != h.shape or not torch.allclose(z, h):

@@ -21,15 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call
 
-from thalweg.curvature.evaluation import (
-    require_fixed_function,
-    require_independent_samples,
-    require_repeatable,
-    twice_differentiable,
-)
-from thalweg.curvature.second_order import LossHead
+from thalweg.curvature.evaluation import require_independent_samples
+from thalweg.curvature.operator import CurvatureOperator
 
 __all__ = ["IncrementBounds", "increment_bounds"]
 
@@ -73,7 +68,8 @@ def increment_bounds(
 
     Raises:
         ValueError: fewer than two samples, no trainable parameter or too many, a displacement of another size, batch
-            statistics, dropout, or a loss that is not twice differentiable or not finite.
+            statistics, dropout, or a loss that is not twice differentiable, not finite, negative, or dependent on the
+            weights besides the output.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = model.weight.data.fill_(1.0)  # l_i = (w x_i - y_i)²: quadratic, so that no remainder is left
@@ -94,23 +90,19 @@ def increment_bounds(
             f"(at most {LARGEST}), got shape {tuple(displacement.shape)}"
         )
     require_independent_samples(model)
-    require_fixed_function(model)
-    z = require_repeatable(lambda: model(x[:1]))
-    if isinstance(z, Tensor):
-        LossHead(lambda z: loss_fn(z, y[:1]), z).check_curvature()
-
-    def loss(theta: Tensor, xi: Tensor, yi: Tensor) -> Tensor:
-        parts = zip(params.items(), torch.split(theta, sizes), strict=True)
-        weights = {name: part.reshape(param.shape) for (name, param), part in parts}
-        return loss_fn(functional_call(model, weights, (xi.unsqueeze(0),)), yi.unsqueeze(0))
-
-    start, axes = torch.cat([param.flatten() for param in params.values()]), (None, 0, 0)
-    l0, l = (vmap(loss, axes)(theta, x, y) for theta in (start, start + displacement))  # noqa: E741
-    if not bool(torch.isfinite(l0).all() and torch.isfinite(l).all()):
-        raise ValueError("a loss is not finite: give weights, data and a displacement with which all are")
-    with twice_differentiable():
-        g = vmap(grad(loss), axes)(start, x, y)
-        H = vmap(jacrev(grad(loss)), axes, chunk_size=1)(start, x, y)
+    samples = list(zip(torch.split(x, 1), torch.split(y, 1), strict=True))
+    operators = [CurvatureOperator(model, loss_fn, sample) for sample in samples]
+    displacement = displacement.to(operators[0].device, operators[0].dtype)
+    step = operators[0].unflatten(displacement)
+    moved = {name: param + step[name] for name, param in params.items()}
+    with torch.no_grad():
+        l = torch.stack([loss_fn(functional_call(model, moved, (xi,)), yi).reshape(()) for xi, yi in samples])  # noqa: E741
+    l0 = torch.stack([op.loss() for op in operators])
+    g, H = torch.stack([op.gradient() for op in operators]), torch.stack([op.dense() for op in operators])
+    if not bool(torch.isfinite(l).all()):
+        raise ValueError("a loss is not finite: give a displacement with which all are")
+    if bool((l0 < 0).any() or (l < 0).any()):
+        raise ValueError("a loss is negative, which the bounds do not allow for: add a constant to loss_fn")
 
     def gap(values: Tensor) -> Tensor:
         """Of the last sample to the mean of the others."""
