@@ -91,6 +91,9 @@ def test_the_page_does_not_scroll_sideways(page):
 
 
 def test_wide_tables_scroll_in_their_own_box(page):
+    page.evaluate("document.querySelector('figure .scroll td').style.minWidth = '100vw'")
+    width, shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert width <= shown
     boxes = page.locator(".scroll").evaluate_all("all => all.map(box => [box.scrollWidth, box.clientWidth])")
     assert any(content > box for content, box in boxes)
 
