@@ -116,7 +116,14 @@ def analyse(study: Study) -> Findings:
             Picture(
                 "shares",
                 "The layer, but the classifier, with the smallest share of its spectrum in [A, B]",
-                panels(views, columns=4, xlabel="epoch", ylabel="share inside", sharey=True, width=7.2, height=3.6),
+                panels(
+                    views,
+                    columns=min(4, len(views)),
+                    xlabel="epoch",
+                    ylabel="share inside",
+                    sharey=True,
+                    width=7.2 if len(views) > 2 else 4.8,
+                ),
                 "Mean over seeds; the band is their range.",
             ),
             Picture(

@@ -87,7 +87,7 @@ def analyse(study: Study) -> Findings:
             Picture(
                 "norms",
                 "Norm of all weights by epoch",
-                panels(views, columns=4, xlabel="epoch", ylabel="norm", sharey=True, width=7.2),
+                panels(views, columns=min(4, len(views)), xlabel="epoch", ylabel="norm", sharey=True, width=7.2),
                 "Mean over seeds; the band is their range.",
             )
         ],

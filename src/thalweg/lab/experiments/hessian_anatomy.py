@@ -91,7 +91,7 @@ def _by_moment(study: Study, columns: Mapping[str, str]) -> pd.DataFrame:
     frames = []
     for when, weights in {"init": "initial", "end": "trained"}.items():
         named = {f"{when}: {key}": heading for key, heading in columns.items() if _has(study, f"{when}: {key}")}
-        formats = {key: ".3g" if key.endswith("trace") else ".2g" for key in named}
+        formats = {key: {"ggn trace": ".3g", "trace gap": ".1g"}.get(key.partition(": ")[2], ".2g") for key in named}
         frames.append(mean_std(study.results, {"network": "network"}, named, formats=formats))
         frames[-1].insert(1, "weights", weights)
     both = pd.concat(frames).sort_index(kind="stable").reset_index(drop=True)
@@ -182,7 +182,7 @@ def _toeplitz(result: Result) -> Picture:
     with styled():
         drawn.legend(loc="outside upper left", ncols=2)
     network = _network(result)
-    kind = "banded Toeplitz" if network == "conv1d" else "Toeplitz blocks in a Toeplitz arrangement"
+    kind = "Banded Toeplitz" if network == "conv1d" else "Toeplitz blocks in a Toeplitz arrangement"
     caption = (
         f"{kind}: what is empty is zero. Each row has the same few weights; rows at borders lack those in the padding."
     )

@@ -229,7 +229,7 @@ def _pictures(study: Study) -> list[Picture]:
         series: dict[str, list[tuple[list[float], list[float]]]] = {}
         for result in _line(study, data, network, factor):
             rows = [row for row in result.rows if "k" in row]
-            name = f"{AXES[factor]} {getattr(result.config, factor)}"
+            name = f"{factor} {getattr(result.config, factor)}"
             series.setdefault(name, []).append(([row["k"] for row in rows], [row["increment"] for row in rows]))
         drawn = curves(series, xlabel="sample size k", ylabel="E |L(k+1) - L(k)|", logx=True, logy=True)
         title = f"Loss increment by {'' if factor == 'kernel' else 'number of '}{AXES[factor]}"
