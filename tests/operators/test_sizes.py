@@ -86,8 +86,9 @@ def test_a_model_that_fails_is_put_back_as_well():
 def test_a_shared_module_used_at_two_sizes_is_reported():
     conv = nn.Conv2d(1, 1, 3)
     model = nn.Sequential(conv, nn.ReLU(), conv)
-    with pytest.warns(UserWarning, match=r"0: \(1, 8, 8\), \(1, 6, 6\)"):
+    with pytest.warns(UserWarning, match=r"0: \(1, 8, 8\), \(1, 6, 6\)") as warned:
         shapes = input_shapes(model, torch.zeros(1, 1, 8, 8))
+    assert warned[0].filename == __file__  # the line that asked
     assert shapes == {"0": (1, 8, 8)}
     assert shapes.several == {"0": ((1, 8, 8), (1, 6, 6))}
     same = nn.Conv2d(1, 1, 3, padding=1)
@@ -114,3 +115,8 @@ def test_the_model_itself_may_be_the_layer():
 def test_lazy_models_are_refused():
     with pytest.raises(ValueError, match="call it once on real data"):
         input_shapes(nn.Sequential(nn.LazyConv2d(3, 3)), torch.zeros(1, 1, 8, 8))
+
+
+def test_a_shape_in_place_of_a_sample_is_named():
+    with pytest.raises(TypeError, match=r"got the shape \(3, 8, 8\): give torch.zeros\(1, ...\)"):
+        input_shapes(nn.Conv2d(3, 3, 3), (3, 8, 8))

@@ -334,6 +334,13 @@ def test_one_step_size_leads_every_layer_back(layer, shape, scale, noise):
     assert values.max() <= B
 
 
+def test_printed_it_says_what_it_aims_at():
+    penalty = FrameRegularizer(A, B, 0.1, form="spectral", exclude="stem")
+    assert repr(penalty) == (
+        "FrameRegularizer(0.5, 2.0, 0.1, include=['*'], exclude=['stem'], every=1, form='spectral', side='auto')"
+    )
+
+
 def test_zeros_and_a_frame_stay_where_they_are():
     for weight in (torch.zeros(3, 3), torch.eye(3)):
         layer = nn.Linear(3, 3)

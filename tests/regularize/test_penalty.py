@@ -95,6 +95,8 @@ def test_patterns_that_match_nothing_and_empty_selections_are_errors():
         SoftOrthogonality(include=["*", "fc"], exclude="stem.*")(network())
     with pytest.raises(ValueError, match=r"regularizes no weight of the given model \(0\.weight: Linear is not among"):
         SoftOrthogonality(types=(nn.Conv2d,))(network())
+    with pytest.raises(ValueError, match="SoftOrthogonality: the given model has no weights"):
+        SoftOrthogonality()(nn.ReLU())
     with pytest.raises(ValueError, match="it has no parameters"):
         L2(include=())(nn.ReLU())
     with pytest.raises(ValueError, match="must be >= 0 and finite, got -1"):

@@ -41,6 +41,13 @@ def test_the_exact_value_is_the_mean_hinge_of_the_gram_eigenvalues(options, gram
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_the_exact_value_takes_a_matrix_too_and_names_a_kernel():
+    W = torch.randn(4, 3, dtype=torch.float64, generator=draw())
+    assert spectral_penalty(W, lower=A, upper=B) == spectral_penalty(LayerOperator.of(W), lower=A, upper=B)
+    with pytest.raises(ValueError, match="a kernel needs its convolution: give the module"):
+        spectral_penalty(W[..., None], lower=A, upper=B)
+
+
 def test_the_exact_gradient_is_that_of_finite_differences():
     op = operator((3, 2, 3), (2, 5), padding=1)
     assert torch.autograd.gradcheck(

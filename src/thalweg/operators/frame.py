@@ -185,7 +185,7 @@ def _least_squares(op: LayerOperator, y: Tensor, *, max_steps: int = 1000) -> Te
     warnings.warn(
         f"the input of {op} was not recovered in {max_steps} steps: |Wᵀ(y - W z)| is {worst:.1e} of |Wᵀy|; the layer "
         "is ill-conditioned",
-        stacklevel=3,
+        stacklevel=5,  # past reconstruct, its no_grad and the method
     )
     return z
 

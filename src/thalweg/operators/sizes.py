@@ -47,12 +47,15 @@ def input_shapes(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> InputSha
 
     Raises:
         ValueError: parameters that are not initialized yet (lazy modules).
+        TypeError: a shape in place of a sample, or something that is not a model.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5))
     >>> input_shapes(model, torch.zeros(2, 1, 8, 8))
     {'0': (1, 8, 8), '3': (36,)}
     """
     model = uncompiled(model)
+    if isinstance(sample, tuple) and all(isinstance(size, int) for size in sample):
+        raise TypeError(f"sample is a batch, or a tuple of arguments, got the shape {sample}: give torch.zeros(1, ...)")
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the model has uninitialized parameters: call it once on real data, then ask for its sizes")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CONVOLUTIONS)}
@@ -92,5 +95,5 @@ def input_shapes(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> InputSha
     shapes.unused = tuple(name for name, sizes in seen.items() if not sizes)
     if shapes.several:
         listed = "; ".join(f"{name or 'the model'}: {', '.join(map(str, s))}" for name, s in shapes.several.items())
-        warnings.warn(f"used at several sizes, of which the first is taken: {listed}", stacklevel=2)
+        warnings.warn(f"used at several sizes, of which the first is taken: {listed}", stacklevel=3)  # past no_grad
     return shapes

@@ -236,6 +236,9 @@ class FrameRegularizer(LayerPenalty):
         self._vectors = dict(state["vectors"])
         self._parts = {path: list(left) for path, left in state["parts"].items()}
 
+    def extra_repr(self) -> str:
+        return f"{self.lower}, {self.upper}, {super().extra_repr()}, form={self.form!r}, side={self.side!r}"
+
     @property
     def _needs_map(self) -> bool:
         return self.form == "spectral" or self.boundary == "exact"

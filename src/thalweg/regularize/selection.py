@@ -68,8 +68,11 @@ def check_matched(patterns: Patterns, layers: Iterable[Layer], asker: str) -> No
         asker: whose patterns they are, for the message.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is one, or there are no layers.
     """
+    layers = list(layers)
+    if patterns and not layers:
+        raise ValueError(f"{asker}: the given model has no weights")
     for layer in layers:
         patterns = {text: pattern for text, pattern in patterns.items() if not layer.matches(pattern)}
     if patterns:
@@ -95,10 +98,9 @@ def select(
         once: what happens once to a weight that several layers share.
 
     >>> tied = nn.Linear(2, 2, bias=False)
-    >>> for layer, why in select(nn.Sequential(tied, tied), {}, unusable, once="counted"):
-    ...     print(layer.path, why)
-    0.weight
-    1.weight counted once, as 0.weight
+    >>> entries = select(nn.Sequential(tied, tied), {}, unusable, once="counted")
+    >>> [(layer.path, why) for layer, why in entries]
+    [('0.weight', ''), ('1.weight', 'counted once, as 0.weight')]
     """
     entries: list[tuple[Layer, str]] = []
     taken: dict[tuple[int, ...], str] = {}

@@ -42,11 +42,11 @@ HEADROOM = 1.1  # of the interval of approximation over the λ_max found
 NODES = 32  # of the quadrature that the cubics are fitted by
 
 
-def spectral_penalty(operator: LayerOperator, *, lower: float, upper: float, gram: str = "col") -> Tensor:
+def spectral_penalty(operator: LayerOperator | Tensor, *, lower: float, upper: float, gram: str = "col") -> Tensor:
     """R_s from all singular values of the dense operator, differentiable: for tests and small layers.
 
     Args:
-        operator: the layer, (m, n).
+        operator: the layer, or the matrix (m, n) of a dense one.
         lower: A; -inf for none.
         upper: B.
         gram: "col" for the n eigenvalues of WᵀW, "read" for those on the inputs that some output reads, "row" for the m
@@ -56,10 +56,11 @@ def spectral_penalty(operator: LayerOperator, *, lower: float, upper: float, gra
         ValueError: bounds out of order, or another Gram matrix.
 
     >>> W = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
-    >>> spectral_penalty(LayerOperator.of(W), lower=1.0, upper=2.0)  # λ = 4 and 1/4: (2² + (3/4)²) / 2
+    >>> spectral_penalty(W, lower=1.0, upper=2.0)  # λ = 4 and 1/4: (2² + (3/4)²) / 2
     tensor(2.2812)
     """
     _check(lower, upper, gram)
+    operator = LayerOperator.of(operator) if isinstance(operator, Tensor) else operator
     m, n = operator.shape
     size = {"col": n, "row": m}.get(gram) or int(operator.inputs_read().sum())
     eigenvalues = torch.linalg.svdvals(operator.dense()).square()[:size]
