@@ -66,6 +66,7 @@ def test_scipy_takes_the_numpy_view():
     V = normal(op.shape[0], 2).numpy()
     np.testing.assert_allclose(wrapped @ V, (op @ torch.tensor(V)).numpy(), rtol=0, atol=1e-14)
     np.testing.assert_allclose(wrapped.T @ V[:, 0], wrapped @ V[:, 0], rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(wrapped @ V[::-1], wrapped @ V[::-1].copy())  # a view that runs backwards
     expected = np.linalg.eigvalsh(op.dense().numpy())[-3:]
     np.testing.assert_allclose(eigsh(op.numpy(), 3, which="LA")[0], expected, rtol=0, atol=1e-8)  # the promise
 

@@ -39,6 +39,15 @@ class Noisy(nn.Module):
         return self.layer(x) + torch.randn(len(x), 1, dtype=x.dtype)
 
 
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5, CLASSES, dtype=torch.complex128))
+
+    def forward(self, x):
+        return (x.to(self.weight.dtype) @ self.weight).abs()
+
+
 def frozen():
     return mlp().requires_grad_(False)
 
@@ -64,6 +73,7 @@ def test_what_cannot_be_done_is_refused():
             {"params": lambda name: name == "absent"},
             "no trainable parameter that params",
         ),
+        ((Turned(), cross_entropy, (x, y)), {}, "parameters are torch.complex128: hold"),
         ((nan(), cross_entropy, (x, y)), {}, "the loss is nan"),
         ((mlp(), lambda z, y: squares(z, y) * float("inf"), (x, y)), {}, "the loss is inf"),
         ((mlp(), lambda z, y: Once.apply(z), (x, y)), {}, "not twice differentiable"),

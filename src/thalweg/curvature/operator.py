@@ -55,10 +55,10 @@ class CurvatureOperator:
         products: how many products with a vector have been computed.
 
     Raises:
-        ValueError: no data, no trainable parameter, parameters of several types, a loss that is not finite, not a
-            scalar, not twice differentiable, independent of the output or dependent on the weights besides, a model
-            that fails on the data or is random, layers in training mode, or a batch that exceeds the budget and cannot
-            be cut.
+        ValueError: no data, no trainable parameter, parameters of several types or complex, a loss that is not finite,
+            not a scalar, not twice differentiable, independent of the output or dependent on the weights besides, a
+            model that fails on the data or is random, layers in training mode, or a batch that exceeds the budget and
+            cannot be cut.
         TypeError: data that are no pairs.
 
     >>> model = nn.Linear(2, 1, bias=False)
@@ -98,6 +98,8 @@ class CurvatureOperator:
                 "the parameters are of several types or on several devices: convert or select them by params"
             )
         first = next(iter(active.values()))
+        if first.is_complex():
+            raise ValueError(f"the parameters are {first.dtype}: hold their real and imaginary parts as two tensors")
         self.dtype, self.device = first.dtype, first.device
         self.names, self._params = tuple(active), list(active.values())
         self.shape = (sum(param.numel() for param in self._params),) * 2
@@ -256,7 +258,7 @@ class NumpyOperator:
 
     def matmat(self, V: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The product with V: (P, k)."""
-        out: np.ndarray[Any, Any] = self._operator.matmat(torch.tensor(V)).cpu().numpy()
+        out: np.ndarray[Any, Any] = self._operator.matmat(torch.tensor(np.ascontiguousarray(V))).cpu().numpy()
         return out
 
     rmatvec, rmatmat = matvec, matmat
