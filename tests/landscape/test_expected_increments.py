@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import hypergeom, norm
 
 from thalweg.landscape import expected, expected_increments, loss_increments
 from thalweg.landscape.increments import order_increments
@@ -92,6 +92,54 @@ def test_ten_thousand_orders(law, n):
     d = order_increments(losses.reshape(1, -1), permutations=2000, power=1, generator=torch.Generator().manual_seed(2))
     # 3 standard errors of 2000 orders and the quantiles the band is made of; the sample's membership at n = 60
     assert_quantiles(d, curve, (0.05, 0.95), tolerance=0.02 + 2 / n, skip=63 if law == "few wrong" else n)
+
+
+@pytest.mark.parametrize(("n", "wrong"), [(3000, 1), (3000, 2), (3000, 20), (10_000, 5), (10_000, 100)])
+def test_few_samples_unlike_all_others(n, wrong):
+    """A fitted network: losses of 0 and 1, so that how many 1 are in the mean has the hypergeometric law."""
+    losses = (torch.arange(n) < wrong).double()
+    sizes = [2, 5, 9, 70, 200, 300, 900, n // 2, n - 300, n - 5]
+    curve = expected_increments(losses, sizes=sizes)
+    for k, found in zip(sizes, curve.mean.tolist(), strict=True):
+        inside = np.arange(max(0, k + wrong - n), min(wrong, k) + 1)
+        m, outside = inside / k, (wrong - inside) / (n - k)
+        deviation = hypergeom(n, wrong, k).pmf(inside) @ (outside * (1 - m) + (1 - outside) * m)
+        # of 100 far losses 64 are kept apart, which leaves 1.3e-3 just beyond the exact part; the others are exact
+        assert found == pytest.approx(deviation / (k + 1), rel=1.5e-3 if wrong == 100 else 5e-5), k
+
+
+@pytest.mark.parametrize("law", ["few wrong", "trained", "pareto", "lognormal", "two signs"])
+def test_pairs_of_losses_with_a_long_tail(law):
+    """k = 2 against all pairs: the largest loss is up to a thousand mean deviations away."""
+    random, n = np.random.default_rng(1), 1200
+    x = {
+        "few wrong": lambda: np.where(np.arange(n) < 3, 5.0, 1e-3 * random.random(n)),
+        "trained": lambda: -np.log1p(-np.clip(random.beta(0.01, 3, n), 0, 0.9999)),
+        "pareto": lambda: random.random(n) ** -1.5,
+        "lognormal": lambda: np.exp(4 * random.standard_normal(n)),
+        "two signs": lambda: random.standard_t(1.2, n),
+    }[law]()
+    a, b = np.triu_indices(n, 1)
+    means, total = (x[a] + x[b]) / 2, 0.0
+    for value in x:
+        total += np.abs(value - means).sum()
+    total -= np.abs(x[a] - x[b]).sum()  # both are inside
+    truth = total / len(a) / (n - 2) / 3
+    # the bulk of "few wrong" lies within a quarter of a cell
+    assert expected_increments(torch.as_tensor(x), sizes=[2]).mean.item() == pytest.approx(truth, rel=3e-3)
+
+
+@pytest.mark.parametrize("k", [150, 400, 1000])
+def test_a_long_tail_in_the_middle(k):
+    """Where the law is that of independent terms: against orders, far losses included."""
+    random, n = np.random.default_rng(2), 1200
+    for x in (np.exp(3 * random.standard_normal(n)), np.where(np.arange(n) < 4, 5.0, random.random(n))):
+        losses = torch.as_tensor(x)
+        d = order_increments(
+            losses.reshape(1, -1), permutations=20_000, power=1, generator=torch.Generator().manual_seed(3)
+        )[:, k - 1]
+        found = expected_increments(losses, sizes=[k]).mean[0]
+        assert abs(found - d.mean()) < 4 * d.std() / 20_000**0.5
 
 
 def test_folded_normal_is_wrong_where_the_losses_have_a_long_tail():

@@ -8,11 +8,9 @@ is unknown:
     d_{N-1} = Σ_i |l_i - L_N| / (N (N - 1))                   and backwards from here
     Δ_k = S² / (k (k + 1)),  S² = Σ_i (l_i - L_N)² / (N - 1)   the squared increment, exact for every k
 
-The law of m_k has the characteristic function e_k(exp(iωl_1), …, exp(iωl_N)) / C(N, k) with the elementary symmetric
-polynomial e_k, obtained from power sums by Newton's identities on a grid of 2^14 cells, for k and N - k up to
-min(4√N, 256): beyond 4√N the identities lose digits. The grid costs under 0.1 per cent. Between, mean_k is taken as
-(1 - f)(U - V), f = k / (N - 1), of two independent means with replacement, of k and of N - 1 - k losses: its variance
-is exact, its skewness to order 1 / N. Up to 16 losses are enumerated: every sample against every subset.
+The law of m_k is computed (`mean_law`): by elementary symmetric polynomials for k and N - k up to min(4√N, 256), whence
+d_k by the recursion; between, the law is that of a sum of independent terms. Up to 16 losses are enumerated: every
+sample against every subset.
 
 Deviation from the folded normal (l_i - m_k taken as normal with the variance of a finite population): that is right for
 large k, but at k = 2 it exceeds the truth by 4 per cent for exponential losses, and by 51 for those of a perceptron
@@ -29,15 +27,12 @@ import torch
 from torch import Tensor
 
 from thalweg.landscape.increments import IncrementCurve, Power, check_losses, curve_dtype
+from thalweg.landscape.mean_law import Array, Law, dot, mean_law, sum_laws
 
 __all__ = ["expected_increments"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Law = tuple[Array, Array]  # points and their probabilities
 ENUMERATED = 16  # N 2^(N-1) differences: half a million
-GRID = 2**14
 MOST = 256  # laws by Newton's identities: time grows as its square
-TAIL = 20.0  # a grid leaves out a mass below 2 exp(-20)
 
 
 def expected_increments(
@@ -138,10 +133,10 @@ def _deviations(x: Array, sizes: Array, levels: tuple[float, float] | None) -> d
     most = int(near[near <= min(int(4 * N**0.5), N // 2, MOST)].max(initial=1))
     EF: dict[int, float] = {}
     bands: dict[int, tuple[float, ...]] = {}
-    for n, (points, p) in _sum_laws(x, most):
+    for n, (points, p) in sum_laws(x, most):
         if n:
-            EF[n] = _dot(p, F(points / n))
-            EF[N - n] = _dot(p, F(-points / (N - n)))  # the others sum to the opposite
+            EF[n] = dot(p, F(points / n))
+            EF[N - n] = dot(p, F(-points / (N - n)))  # the others sum to the opposite
         if levels and n in wanted:
             bands[n] = _band(x, (points / n, p), levels)
         k = N - 1 - n  # x_i and n others are outside: x_i - m_k = x_i + (x_i + their sum) / k
@@ -149,7 +144,7 @@ def _deviations(x: Array, sizes: Array, levels: tuple[float, float] | None) -> d
             bands[k] = _band(x * (k + 1) / k, (-points / k, p), levels)
     means = _recursion(N, most, EF, float(np.abs(x).sum()))
     for k in wanted - means.keys() | wanted - bands.keys() if levels else wanted - means.keys():
-        law = _two_sample_law(x, k)
+        law = mean_law(x, k)
         bands[k] = _band(x * N / (N - 1), law, levels) if levels else (np.nan, np.nan)
         means.setdefault(k, _mean_distance(x * N / (N - 1), law))
     return {k: (means[k], *bands.get(k, (np.nan, np.nan))) for k in wanted}
@@ -180,60 +175,6 @@ def _summed_distance(x: Array) -> Any:
         return value
 
     return distance
-
-
-def _sum_laws(x: Array, most: int) -> Iterator[tuple[int, Law]]:
-    """Law of the sum of n of the centred x without replacement, n = 0 … most, on grids made for blocks of n."""
-    N, done = len(x), 1
-    yield 0, (np.zeros(1), np.ones(1))
-    yield 1, (x, np.full(N, 1 / N))
-    frequencies = np.arange(GRID // 2 + 1)
-    for last in sorted({min(8, most), min(64, most), most} - {1}):
-        step = 2 * _reach(x, last, last * float(x.var()), 1.0) / (GRID - 4)
-        z = np.fft.fft(_on_grid(x / step))
-        p = np.stack([z[j * frequencies % GRID] for j in range(1, last + 1)]) / N  # power sums of exp(iωx)
-        e = np.ones((last + 1, len(frequencies)), dtype=complex)  # e_k / C(N, k)
-        points = (np.arange(GRID) - GRID // 2) * step
-        for n in range(1, last + 1):
-            j = np.arange(1, n + 1)
-            weights = -np.cumprod(-(n - j + 1) / (N - n + j)) * N / n  # (-1)^(j-1) C(N, n-j) / C(N, n) · N / n
-            e[n] = np.einsum("j,jw,jw->w", weights, e[n - 1 :: -1], p[:n])
-            if n > done:
-                yield n, (points, np.fft.fftshift(np.fft.irfft(e[n], GRID)))
-        done = last
-
-
-def _two_sample_law(x: Array, k: int) -> Law:
-    """Law of the mean of k of n = N - 1 others: (1 - f)(U - V) with U, V means with replacement of k and of n - k."""
-    n = len(x) - 1
-    variance = (x @ x) / n * (1 / k - 1 / n)  # makes E(l_i - m)² = S² (1 + 1/k), as it is
-    if k == n:
-        return np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
-    a, b = (1 - k / n) / k, 1 / n
-    step = 2 * _reach(x, max(k, n - k), float(variance), max(a, b)) / (GRID - 4)
-    u, v = (np.fft.rfft(_on_grid(x * scale / step) / len(x)) for scale in (a, b))
-    p = np.fft.fftshift(np.fft.irfft(u**k * v.conj() ** (n - k), GRID))
-    points = (np.arange(GRID) - GRID // 2) * step
-    points -= _dot(p, points)
-    return points * np.sqrt(variance / _dot(p, points**2)), p  # the grid's cells have widened it a little
-
-
-def _reach(x: Array, k: int, variance: float, scale: float) -> float:
-    """Bernstein: a sum of k centred terms, each at most ``scale``·max|x|, stays within it but for exp(-TAIL)."""
-    most = scale * float(np.abs(x).max())
-    return min(float(np.sqrt(2 * TAIL * variance)) + 2 / 3 * TAIL * most, k * most)
-
-
-def _on_grid(u: Array) -> Array:
-    """Count per cell of a periodic grid; a point between two cells is shared, which keeps its mean."""
-    cell = np.floor(u).astype(np.int64)
-    share = u - cell
-    return np.bincount(cell % GRID, 1 - share, GRID) + np.bincount((cell + 1) % GRID, share, GRID)
-
-
-def _dot(p: Array, values: Array) -> float:
-    """The scalar product, in this thread: BLAS would start others, and wait for them a hundred times as long."""
-    return float((p * values).sum())
 
 
 def _mean_distance(a: Array, law: Law) -> float:
