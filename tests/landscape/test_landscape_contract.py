@@ -254,6 +254,15 @@ def test_a_loss_without_a_gradient(name):
         ALL[name](nn.Linear(4, 3), lambda output, y: cross_entropy(output.detach(), y), data)
 
 
+@pytest.mark.parametrize("name", ["bezier", "sam", "worst", "edge"])
+def test_inference_mode(name):
+    data = torch.ones(6, 4), torch.arange(6) % 3
+    with torch.inference_mode(), pytest.raises(ValueError, match="inside torch.inference_mode"):
+        ALL[name](nn.Linear(4, 3), cross_entropy, data)
+    with torch.no_grad():
+        ALL[name](nn.Linear(4, 3), cross_entropy, data)
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     "data", [torch.ones(6, 4), [(torch.ones(6, 4), torch.ones(6), torch.ones(6))], [{"x": torch.ones(6, 4)}]]

@@ -17,8 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.curvature.chunks import LossFunction, read_batches, sample_count, take
-from thalweg.curvature.evaluation import require_fixed_function, require_repeatable, twice_differentiable
+from thalweg.curvature.chunks import LossFunction, pairs, read_batches, sample_count, take
+from thalweg.curvature.evaluation import (
+    require_autograd,
+    require_fixed_function,
+    require_repeatable,
+    twice_differentiable,
+)
 
 __all__ = [
     "LossFunction",
@@ -33,19 +38,17 @@ __all__ = [
 
 
 def batches_of(data: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
-    """Batches (input, target) of ``data`` on a device: one pair, or an iterable of pairs that can be read again.
+    """Batches (input, target) of ``data``, read by `pairs`, on a device, one after the other.
 
     Raises:
         TypeError: an iterator, which could be read only once, or something else than pairs.
         ValueError: there are no samples.
     """
-    if isinstance(data, (tuple, list)) and len(data) == 2 and any(isinstance(part, Tensor) for part in data):
-        data = [data]  # inputs may be a tensor, or a dict or tuple of them; no batch is a tensor
     if isinstance(data, Iterator):
         raise TypeError("data is an iterator, which can be read only once: give a pair (inputs, targets) or a list")
     empty = True
-    for batch in data:
-        yield from read_batches([batch], device)
+    for pair in pairs(data):
+        yield from read_batches([pair], device)
         empty = False
     if empty:
         raise ValueError("there is no data: give at least one batch (input, target)")
@@ -192,6 +195,7 @@ class Objective:
         return loss.reshape(())
 
     def _differentiate(self, theta: Tensor, x: Any, y: Any, *, create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
+        require_autograd()
         with torch.enable_grad(), twice_differentiable() if create_graph else nullcontext():
             leaf = theta.detach().requires_grad_()
             loss = self._loss(self.named(leaf), x, y)

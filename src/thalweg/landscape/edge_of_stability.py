@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from thalweg.curvature.evaluation import require_autograd
 from thalweg.curvature.second_order import LossHead
 from thalweg.landscape._objective import LossFunction, Objective, evaluate, few_samples
 
@@ -166,6 +167,7 @@ class EdgeOfStability:
             raise ValueError(f"products={products}, first={first}: at least one product per measurement expected")
         if not all("lr" in group for group in optimizer.param_groups):
             raise ValueError("the optimizer has a group without lr: the threshold needs one")
+        require_autograd()
         self._objective = Objective(model, loss_fn, data)
         x, y = few_samples(data, self._objective.theta.device)
         if isinstance(z := evaluate(model, {}, x), Tensor):
