@@ -109,10 +109,10 @@ def increment_bounds(
         return values[-1] - values[:-1].mean(0)
 
     R, n, largest = displacement.norm(), len(x), l0.max()
-    H_norm = torch.linalg.eigvalsh(H).abs().max()
+    H_norm = torch.linalg.matrix_norm(H, 2).max()
     H_gap, g_gap = gap(H), gap(g)
     taylor = gap(l0) + g_gap @ displacement + displacement @ H_gap @ displacement / 2
-    first_order = largest + R * g_gap.norm() + R**2 / 2 * torch.linalg.eigvalsh(H_gap).abs().max()
+    first_order = largest + R * g_gap.norm() + R**2 / 2 * torch.linalg.matrix_norm(H_gap, 2)
     figures = (
         gap(l).abs(),
         2 * (largest + R**2 * H_norm),

@@ -129,7 +129,8 @@ def product_eigenvalues(A: Tensor, G: Tensor) -> Tensor:
     """
     w, V = torch.linalg.eigh(G)  # G = R Rᵀ, and A R Rᵀ has the non-zero eigenvalues of Rᵀ A R
     R = V * w.clamp(min=0).sqrt().unsqueeze(-2)
-    eigenvalues: Tensor = torch.linalg.eigvalsh(R.mT @ A @ R)
+    # not eigvalsh: it squares entries, and those of a saturated softmax underflow
+    eigenvalues: Tensor = torch.linalg.eigh(R.mT @ A @ R).eigenvalues
     return eigenvalues
 
 

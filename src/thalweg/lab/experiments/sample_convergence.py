@@ -30,7 +30,7 @@ from thalweg.lab.trial import Log, Trial
 
 SOURCE = "seed 003, experiments: number of layers, kernel size, number of filters"
 TITLE = "Loss increments against sample size, by depth, kernel and width"
-VERSION = 1
+VERSION = 2
 HEADLINE = True
 SWEEP: dict[str, tuple[Any, ...]] = {
     "data": ("digits",),
