@@ -60,7 +60,7 @@ def run(trial, log):
 def analyse(study):
     small, large = study.by_seed("error", x=1.0), study.by_seed("error", x=2.0)
     claim = paired("less", small, large, text="Small is small.", source="toy", unit="error, small minus large")
-    return Findings([claim], [Table("errors", mean_std(study.results, ["x"], ["error"]))])
+    return Findings([claim] if small and large else [], [Table("errors", mean_std(study.results, ["x"], ["error"]))])
 '''
 
 

@@ -31,6 +31,14 @@ def thalweg(lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return type_in
 
 
+def test_a_study_without_claims_has_no_table_of_them(thalweg: Command) -> None:
+    out = thalweg("run", "toy", "x=1", "seed=0", "--jobs", "1")[1]
+    assert "errors" in out
+    assert "Claims" not in thalweg("table", "toy")[1]
+    thalweg("run", "toy", "x=2", "seed=0", "--jobs", "1")
+    assert "Claims" in thalweg("table", "toy")[1]
+
+
 def test_run_then_every_way_to_look_at_it(thalweg: Command, lab: Path, tmp_path: Path) -> None:
     code, out, err = thalweg("run", "toy", "--jobs", "1")
     assert code == 0

@@ -72,6 +72,7 @@ def test_the_published_perceptron_has_depth_plus_two_linear_layers() -> None:
         ((1, 8, 8), {"head": "whole", "convolutions": 0}, "convolutions >= 1"),
         ((1, 8, 8), {"head": "average", "hidden": (4,)}, "no hidden"),
         ((1, 8, 8), {"head": "whole", "convolutions": 1, "pooling": "max"}, "there is none"),
+        ((1, 8, 4), {"pooling": "max", "window": 5}, "from 1 to the map's smallest side, 4"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(shape: tuple[int, ...], options: dict[str, Any], told: str) -> None:

@@ -183,7 +183,8 @@ def table(
     for study, findings in _findings(name):
         if style in ("text", "markdown"):
             print(f"\n{_heading(study)}\n")
-        for entry in [*findings.tables, claims_table(findings.claims)]:
+        claims = [claims_table(findings.claims)] if findings.claims else []
+        for entry in [*findings.tables, *claims]:
             print(render(entry, style))
 
 

@@ -207,7 +207,8 @@ class Experiment:
         except ValidationError as error:
             detail = error.errors()[0]
             key = ".".join(map(str, detail["loc"])) or "settings"
-            raise LabError(f"{self.name}: {key}={detail['input']!r} is not accepted: {detail['msg']}") from error
+            reason = detail["msg"].removeprefix("Value error, ")  # pydantic's, before a sentence of our own
+            raise LabError(f"{self.name}: {key}={detail['input']!r} is not accepted: {reason}") from error
 
 
 def experiment(name: str) -> Experiment:

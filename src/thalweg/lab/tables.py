@@ -191,11 +191,12 @@ def _json(value: Any) -> Any:
 def numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
     """Whether a column reads as numbers, and so is aligned to the right: most cells start with a digit.
 
-    >>> numeric([["SGD", "15.1 ± 0.2"], ["CSGD", "–"]], 0), numeric([["SGD", "15.1 ± 0.2"], ["CSGD", "–"]], 1)
+    >>> rows = [["SGD", "15.1 ± 0.2"], ["CSGD", "–"], ["Adam", "∞"]]
+    >>> numeric(rows, 0), numeric(rows, 1)
     (False, True)
     """
-    entries = [row[column] for row in rows if row[column] not in ("", NOTHING)]
-    return bool(entries) and all(entry.strip("+-−<>≥≤≈ †")[:1].isdigit() for entry in entries if entry.strip("†"))
+    entries = [row[column].strip("+-−<>≥≤≈ †") for row in rows if row[column] not in ("", NOTHING)]
+    return bool(entries) and all(entry[0].isdigit() or entry == "∞" for entry in entries if entry)
 
 
 def _terminal(table: Table, width: int | None) -> str:

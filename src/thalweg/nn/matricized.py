@@ -94,6 +94,8 @@ class MatricizedNet(nn.Sequential):
         last = head != "linear"  # whether the last convolution belongs to the head
         if pooling != "none" and convolutions - last < 1:
             raise ValueError("pooling follows the first convolution that a ReLU follows: there is none")
+        if pooling != "none" and not 1 <= window <= min(shape[1:]):
+            raise ValueError(f"window={window}: from 1 to the map's smallest side, {min(shape[1:])}, expected")
         conv = CONVOLUTIONS.get(axes, nn.Conv2d)
         channels, sides = shape[0], list(shape[1:])
         layers: list[nn.Module] = []

@@ -53,7 +53,7 @@ def test_every_value_names_where_it_comes_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "frame-picture"])
 def test_bounds_the_wrong_way_round_are_refused_before_anything_runs(name: str) -> None:
-    with pytest.raises(LabError, match=r"upper=2\.0 is not accepted: .*at least lower=3 expected"):
+    with pytest.raises(LabError, match=r"upper=2\.0 is not accepted: at least lower=3 expected"):
         request(name, "quick", ["lower=3"])
     assert request(name, "quick", ["lower=3", "upper=3"]).overrides == {"lower": ["3"], "upper": ["3"]}
 
