@@ -40,8 +40,8 @@ class Config(FrameSettings):
 
 
 PRESETS = {
-    "quick": Preset("2 min, estimated", 5, {"epochs": 20}),
-    "laptop": Preset("15 min, estimated", 5, {**CIFAR, "augment": True, "epochs": 12}),
+    "quick": Preset("2 min", 5, {"epochs": 20}),
+    "laptop": Preset("15 min", 5, {**CIFAR, "augment": True, "epochs": 12}),
     "paper": Preset(
         "GPU days, estimated",
         3,
