@@ -1,5 +1,9 @@
 """How `CurvatureOperator` reads data and cuts it, and when it must not: the loss and the model are asked."""
 
+from collections import UserDict
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import pytest
 import torch
 from curvature_networks import CLASSES, N, close, dense, mlp, normal, pairs, smooth_mlp
@@ -7,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from thalweg.curvature import CurvatureOperator
+from thalweg.curvature.chunks import sample_count, take
 
 
 def test_batches_count_by_their_samples():
@@ -142,17 +147,34 @@ class Sum(nn.Module):
         self.a, self.b = nn.Linear(5, CLASSES), nn.Linear(5, CLASSES)
 
     def forward(self, x):
-        first, second = x.values() if isinstance(x, dict) else x
+        first, second = x.values() if isinstance(x, Mapping) else x
         return torch.tanh(self.a(first)) + self.b(second)
 
 
-@pytest.mark.parametrize("kind", [dict, tuple, list])
+class Both(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+KINDS = {
+    "dict": lambda a, b: {"a": a, "b": b},
+    "mapping": lambda a, b: UserDict(a=a, b=b),  # as tokenizers return
+    "tuple": lambda a, b: (a, b),
+    "list": lambda a, b: [a, b],
+    "named tuple": Both,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_pair_may_have_an_input_of_several_tensors(kind):
     model, (x, y), other = Sum().double(), pairs(), normal(N, 5, seed=3)
-    inputs = {"a": x, "b": other} if kind is dict else kind((x, other))
+    inputs = KINDS[kind](x, other)
     op, same = (CurvatureOperator(model, cross_entropy, data) for data in ((inputs, y), [(inputs, y)]))
-    assert len(op.batches) == 1
+    assert [type(x) for x, _ in op.batches] == [type(inputs)]
+    assert sample_count(inputs) == N
     assert torch.equal(op.dense(), same.dense())
+    parts = CurvatureOperator(model, cross_entropy, [(take(inputs, 0, 2), y[:2]), (take(inputs, 2, N), y[2:])])
+    close(parts.dense(), op.dense(), tolerance=1e-13)
 
 
 def test_samples_without_a_batch_axis():

@@ -1,6 +1,8 @@
 """What every measurement of a model keeps: the model as it was, its dtype, and one clear sentence for bad input."""
 
 import copy
+from collections import UserDict
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -146,12 +148,16 @@ class Named(nn.Module):
         self.last = nn.Linear(4, 3).double()
 
     def forward(self, inputs):
-        first, second = inputs.values() if isinstance(inputs, dict) else inputs
+        first, second = inputs.values() if isinstance(inputs, Mapping) else inputs
         return self.last(first).tanh() + self.last(second)
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("make", [lambda a, b: {"a": a, "b": b}, lambda a, b: (a, b)], ids=["dict", "tuple"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda a, b: {"a": a, "b": b}, lambda a, b: UserDict(a=a, b=b), lambda a, b: (a, b)],
+    ids=["dict", "mapping", "tuple"],
+)
 def test_inputs_of_several_tensors(name, make):
     torch.manual_seed(0)
     model, y = Named(), torch.arange(9) % 3

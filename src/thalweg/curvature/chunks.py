@@ -7,7 +7,8 @@ if ``loss_fn`` is a sum, into parts of weight n_b/N. `premises` has what is chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "Chunk",
     "LossFunction",
     "cut",
+    "map_tensors",
     "pairs",
     "read_batches",
     "sample_count",
@@ -46,7 +48,7 @@ class Chunk:
 def pairs(data: Any) -> Iterator[tuple[Any, Any]]:
     """The pairs (input, target) of ``data``: one pair, or an iterable of pairs.
 
-    An input or a target may be a tuple or a dict; two tuples are two pairs.
+    An input or a target may be a tuple or a mapping; two tuples are two pairs.
 
     Raises:
         TypeError: something else than pairs.
@@ -78,10 +80,32 @@ def read_batches(data: Any, device: torch.device) -> list[tuple[Any, Any]]:
         ValueError: no batches, or no samples in one.
         TypeError: something else than pairs.
     """
-    batches = [(_move(x, device), _move(y, device)) for x, y in pairs(data)]
+
+    def here(part: Any) -> Any:
+        return map_tensors(lambda tensor: tensor.detach().to(device), part)
+
+    batches = [(here(x), here(y)) for x, y in pairs(data)]
     if not batches or any(sample_count(x) == 0 for x, _ in batches):
         raise ValueError("there is no data: give at least one batch (input, target), and samples in each")
     return batches
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """``f`` of every tensor in ``x``: a tensor, or a tuple, list or mapping of such, whose type is kept.
+
+    >>> map_tensors(torch.neg, {"a": torch.ones(1), "b": (torch.ones(1), "text")})
+    {'a': tensor([-1.]), 'b': (tensor([-1.]), 'text')}
+    """
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, MutableMapping):
+        mapped = copy.copy(x)
+        mapped.update({key: map_tensors(f, value) for key, value in x.items()})
+        return mapped
+    if isinstance(x, (tuple, list)):
+        parts = [map_tensors(f, value) for value in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)  # a named tuple takes its parts one by one
+    return x
 
 
 def sample_count(x: Any) -> int:
@@ -92,17 +116,13 @@ def sample_count(x: Any) -> int:
     """
     if isinstance(x, Tensor):
         return len(x) if x.ndim else 1
-    parts: Iterable[Any] = x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else ()
+    parts: Iterable[Any] = x.values() if isinstance(x, Mapping) else x if isinstance(x, (tuple, list)) else ()
     return next((sample_count(part) for part in parts), 1)
 
 
 def take(x: Any, start: int, stop: int) -> Any:
     """Samples start to stop of every tensor in ``x``."""
-    if isinstance(x, Tensor):
-        return x[start:stop] if x.ndim else x
-    if isinstance(x, dict):
-        return {key: take(value, start, stop) for key, value in x.items()}
-    return type(x)(take(value, start, stop) for value in x) if isinstance(x, (tuple, list)) else x
+    return map_tensors(lambda part: part[start:stop] if part.ndim else part, x)
 
 
 def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int], *, summed: bool = False) -> list[Chunk]:
@@ -120,11 +140,3 @@ def cut(batches: Sequence[tuple[Any, Any]], sizes: Sequence[int], *, summed: boo
             part = (x, y) if whole else (take(x, start, stop), take(y, start, stop))
             chunks.append(Chunk(*part, stop - start, (n if summed else stop - start) / total, index))
     return chunks
-
-
-def _move(x: Any, device: torch.device) -> Any:
-    if isinstance(x, Tensor):
-        return x.detach().to(device)
-    if isinstance(x, dict):
-        return {key: _move(value, device) for key, value in x.items()}
-    return type(x)(_move(value, device) for value in x) if isinstance(x, (tuple, list)) else x

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from thalweg.curvature.chunks import sample_count, take
+from thalweg.curvature.chunks import map_tensors, sample_count, take
 from thalweg.landscape._objective import batches_of
 
 __all__ = ["each_sample", "one_number", "parts_of"]
@@ -43,8 +43,12 @@ def each_sample(function: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Tenso
     tensor([1., 5.])
     """
     axes = 0, None if y is None else 0
+
+    def of_one(part: Any) -> Any:
+        return map_tensors(lambda tensor: tensor.unsqueeze(0), part)
+
     try:
-        return vmap(lambda x, y: function(_of_one(x), _of_one(y)), axes)(x, y)
+        return vmap(lambda x, y: function(of_one(x), of_one(y)), axes)(x, y)
     except (RuntimeError, ValueError):  # an error of the function itself comes again
         n = sample_count(x)
         return torch.stack([function(take(x, i, i + 1), take(y, i, i + 1)) for i in range(n)])
@@ -60,12 +64,3 @@ def one_number(loss: Any) -> Tensor:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"loss_fn must return one number, a tensor, for a batch of one sample, got {given}")
     return loss.reshape(())
-
-
-def _of_one(x: Any) -> Any:
-    """Every tensor in ``x`` with an axis of samples before the others."""
-    if isinstance(x, Tensor):
-        return x.unsqueeze(0)
-    if isinstance(x, dict):
-        return {key: _of_one(value) for key, value in x.items()}
-    return type(x)(_of_one(value) for value in x) if isinstance(x, (tuple, list)) else x
