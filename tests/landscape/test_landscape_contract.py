@@ -334,6 +334,20 @@ def test_a_loss_of_a_sample_is_one_number(name, loss_fn):
         ALL[name](nn.Linear(4, 3), loss_fn, (torch.ones(6, 4), torch.zeros(6)))
 
 
+@pytest.mark.parametrize("name", [*WHOLE_BATCH, "noise"])
+def test_a_penalty_inside_the_loss_is_refused(name):
+    """It would keep the value that it has at the model's own weights."""
+    model = network().eval()
+    if name in ("line", "bezier", "sphere"):
+        model[1] = nn.Identity()  # running statistics are refused there
+
+    def penalized(z, y):
+        return cross_entropy(z, y) + model[0].weight.square().sum()
+
+    with pytest.raises(ValueError, match=r"reads the parameter '0\.weight' besides the model's output"):
+        ALL[name](model, penalized, images())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_active_dropout(name):
     model = network().train()

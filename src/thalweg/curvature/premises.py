@@ -89,6 +89,6 @@ def require_loss_of_output(loss_fn: LossFunction, z: Any, y: Any, params: Iterab
     for name, grad in zip(named, grads, strict=True):
         if grad is not None:
             raise ValueError(
-                f"the loss reads the parameter {name!r} besides the model's output, as a penalty does, and its "
-                "curvature would be left out: take that term out of loss_fn"
+                f"the loss reads the parameter {name!r} besides the model's output, as a penalty does, and that "
+                "share would be left out: take the term out of loss_fn"
             )

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.curvature.chunks import LossFunction, pairs, read_batches, sample_count, take
+from thalweg.curvature.chunks import LossFunction, map_tensors, pairs, read_batches, sample_count, take
 from thalweg.curvature.evaluation import (
     require_autograd,
     require_fixed_function,
     require_repeatable,
     twice_differentiable,
 )
+from thalweg.curvature.premises import require_loss_of_output
 
 __all__ = [
     "LossFunction",
@@ -116,7 +117,8 @@ class Objective:
         data: a pair (inputs, targets), or batches that can be read more than once.
 
     Raises:
-        ValueError: no trainable parameter, no samples, or a random output.
+        ValueError: no trainable parameter, no samples, or a random output; at the first value, a loss that reads the
+            parameters themselves.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> objective = Objective(model, nn.functional.mse_loss, (torch.ones(1, 1), torch.zeros(1, 1)))
@@ -129,6 +131,7 @@ class Objective:
         require_deterministic(model, data)
         self.model, self.loss_fn, self.data = model, loss_fn, data
         self.params, self.theta = flat_parameters(model)
+        self._asked = False
 
     def on(self, data: Any) -> Objective:
         """The same model and parameters on other data."""
@@ -189,7 +192,11 @@ class Objective:
         return product
 
     def _loss(self, params: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
-        loss = self.loss_fn(evaluate(self.model, params, x), y)
+        z = evaluate(self.model, params, x)
+        if not self._asked:  # of the first whole batch: a loss may hold what belongs to all of it
+            require_loss_of_output(self.loss_fn, map_tensors(Tensor.detach, z), y, self.model.named_parameters())
+            self._asked = True
+        loss = self.loss_fn(z, y)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError("loss_fn must return a scalar tensor, the mean over the batch")
         return loss.reshape(())

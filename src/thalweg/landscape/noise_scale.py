@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from thalweg.curvature.evaluation import require_independent_samples
+from thalweg.curvature.premises import require_loss_of_output
 from thalweg.landscape._objective import LossFunction, evaluate, flat_parameters, require_deterministic
 from thalweg.landscape._samples import each_sample, one_number, parts_of
 
@@ -60,7 +61,8 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
     Raises:
         TypeError: data that are no pairs, or can be read only once.
         ValueError: fewer than two samples, inputs without targets, batch statistics, a random output, no trainable
-            parameter, a loss of a sample that is not one number, or a gradient that is not finite.
+            parameter, a loss of a sample that is not one number or reads the parameters themselves, or a gradient that
+            is not finite.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -73,6 +75,9 @@ def gradient_noise_scale(model: nn.Module, loss_fn: LossFunction, data: Any, *, 
         raise ValueError(f"chunk={chunk}: at least one sample at a time expected")
     params, theta = flat_parameters(model)
     require_deterministic(model, data)
+    x, y = next(parts_of(data, theta.device, 1))
+    with torch.no_grad():
+        require_loss_of_output(loss_fn, evaluate(model, {}, x), y, model.named_parameters())
 
     def loss(params: dict[str, Tensor], x: Any, y: Any) -> Tensor:
         return one_number(loss_fn(evaluate(model, params, x), y))
