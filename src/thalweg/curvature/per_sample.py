@@ -106,9 +106,9 @@ def per_sample_ggn(
             size = size or max(1, memory // bytes_per_sample(model, x))
         if not decided:
             with torch.no_grad():
-                z = model(x[:8])
-            require_loss_of_output(loss_fn, z, y[:8], named)
-            reduction, decided = loss_reduction(loss_fn, z, y[:8]), len(x) > 1  # the loss of one sample is both
+                z = model(x[:4])
+            require_loss_of_output(loss_fn, z, y[:4], named)
+            reduction, decided = loss_reduction(loss_fn, z, y[:4]), len(x) > 1  # the loss of one sample is both
         for x_chunk, y_chunk in zip(torch.split(x, size), torch.split(y, size), strict=True):
             z, grams = jacobian_grams(model, x_chunk)
             _require_reduction(loss_fn, z, y_chunk, reduction)
