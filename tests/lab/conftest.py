@@ -38,8 +38,6 @@ PRESETS = {"quick": Preset("1 s", 2), "paper": Preset("2 s", 3)}
 def run(trial, log):
     for epoch in range(1, trial.config.epochs + 1):
         log.row(epoch=epoch, loss=trial.config.x / epoch)
-    # before the run can be seen: an interrupt during the import of torch may end in a callback that drops it
-    draw = float(__import__("torch").rand((), generator=trial.generator("draw")))
     if trial.config.how == "slowly":
         with open(log.checkpoint.with_name("attempts"), "a") as file:
             print(os.getpid(), file=file)
@@ -54,6 +52,7 @@ def run(trial, log):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "a file of the experiment's own")
     if trial.config.how == "badly":
         return Ending({"error": float("nan")}, "diverged")
+    draw = float(__import__("torch").rand((), generator=trial.generator("draw")))
     return Ending({"error": trial.config.x + draw}, seconds=1.0)
 
 
