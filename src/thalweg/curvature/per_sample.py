@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.curvature.chunks import LossFunction, pairs
-from thalweg.curvature.evaluation import agree, require_autograd
+from thalweg.curvature.evaluation import require_autograd
 from thalweg.curvature.jacobian_grams import bytes_per_sample, check_grams, jacobian_grams
-from thalweg.curvature.premises import require_loss_of_output
+from thalweg.curvature.premises import is_loss_of_all, require_loss_of_output
 from thalweg.invariance.twin import detached_copy
 
 __all__ = ["PerSampleGGN", "batches", "loss_reduction", "output_hessians", "per_sample_ggn", "product_eigenvalues"]
@@ -111,7 +111,10 @@ def per_sample_ggn(
             reduction, decided = loss_reduction(loss_fn, z, y[:4]), len(x) > 1  # the loss of one sample is both
         for x_chunk, y_chunk in zip(torch.split(x, size), torch.split(y, size), strict=True):
             z, grams = jacobian_grams(model, x_chunk)
-            _require_reduction(loss_fn, z, y_chunk, reduction)
+            # `loss_reduction` has seen a few samples only
+            each = torch.split(z, 1), torch.split(y_chunk, 1)
+            if not is_loss_of_all(loss_fn, *each, y_chunk, summed=reduction == "sum"):
+                raise _neither()
             A, G = output_hessians(loss_fn, z, y_chunk, reduction=reduction), torch.stack(list(grams.values())).sum(0)
             values.append(product_eigenvalues(A, G))
             traces.append((A * G).sum((1, 2)))
@@ -203,14 +206,6 @@ def loss_reduction(loss_fn: LossFunction, z: Tensor, y: Tensor) -> str:
         if bool(((batch - share * single).abs() <= share * slack).all()):
             return reduction
     raise _neither()
-
-
-@torch.no_grad()
-def _require_reduction(loss_fn: LossFunction, z: Tensor, y: Tensor, reduction: str) -> None:
-    """Compare the loss with those of all its samples, which `loss_reduction` has seen a few of."""
-    each = torch.stack([loss_fn(z[i : i + 1], y[i : i + 1]).reshape(()) for i in range(len(z))])
-    if not agree(each.mean() if reduction == "mean" else each.sum(), loss_fn(z, y).reshape(())):
-        raise _neither()
 
 
 def _neither() -> ValueError:

@@ -33,9 +33,8 @@ def is_loss_of_all(
     z = torch.cat(list(outputs))
     with torch.no_grad():
         whole = loss_fn(z, y)
-        if not bool(
-            whole.any()
-        ):  # the zero of a perfect fit is mean and sum: ask elsewhere, where probabilities lie too
+        # the zero of a perfect fit is mean and sum: ask elsewhere, where probabilities lie too
+        if not bool(whole.any()):
             z = torch.linspace(0.1, 0.9, z.numel(), dtype=z.dtype, device=z.device).view(z.shape)
             whole = loss_fn(z, y)
         rows = torch.split(z, [len(part) for part in outputs])
